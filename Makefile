@@ -1,0 +1,79 @@
+# The shop and the mesh. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+CONTRACTS := $(addprefix packaging/,mesh order kitchen delivery)
+DISTRIBUTIONS := mesh $(addprefix services/,order kitchen delivery all_in_one) clients
+READY := $(VENV)/ready
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+$(READY): requirements/dev.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV)"
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(addprefix --editable ./,$(DISTRIBUTIONS))
+	@echo $(CURDIR)/gen/python >$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/contracts.pth
+	@touch $@
+
+.PHONY: setup
+setup: $(READY) ## the virtual environment, with everything that development needs
+
+.PHONY: up
+up: $(READY) ## the whole shop in one process, order on localhost:8080
+	@tools/up all-in-one
+
+.PHONY: up-split
+up-split: $(READY) ## the shop as three processes, order on localhost:8080
+	@tools/up split
+
+.PHONY: test
+test: $(READY) ## everything that must hold: lint, types, architecture, gen/ current, tests
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	$(MAKE) --no-print-directory proto-check
+	pytest
+
+.PHONY: format
+format: $(READY) ## format the Python code and the contract
+	ruff check --fix-only .
+	ruff format .
+	buf format --write proto
+
+.PHONY: third-party
+third-party: $(READY) ## fetch the third-party .proto files (needs Go or the Buf registry)
+	@python3 tools/third_party.py
+
+.PHONY: proto
+proto: third-party ## lint the contract and generate gen/ from it
+	buf lint
+	buf format --diff --exit-code proto
+	buf generate
+
+# Without third-party protos nothing can be generated; CI must not pass over it.
+.PHONY: proto-check
+proto-check: $(READY)
+	@if python3 tools/third_party.py; then tools/gen_is_current; \
+	elif [ -n "$$CI" ]; then exit 1; \
+	else echo "LEFT OUT: the check that gen/ is current (see the line above)"; fi
+
+.PHONY: lock
+lock: $(READY) ## resolve the dependencies anew into requirements/
+	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
+	  $(foreach name,mesh-contract grpcmesh $(foreach s,order kitchen delivery,pizza-$(s)-contract pizza-$(s)),--no-emit-package $(name)) \
+	  $(addsuffix /pyproject.toml,$(CONTRACTS) $(DISTRIBUTIONS)) requirements/dev.in --output-file requirements/dev.txt
+
+.PHONY: clean
+clean: ## remove the virtual environment, caches and the shop's data
+	rm -rf $(VENV) third_party .data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
