@@ -1,7 +1,7 @@
 """Fetches the third-party .proto files that generating and linting need into third_party/ (ignored by git).
 
-google/* comes from the installed googleapis-common-protos; buf/validate from the Go module proxy or, where there is no Go,
-from the Buf registry. Prints one line and exits 1 where neither can be reached.
+google/* comes from the installed googleapis-common-protos; buf/validate from the Go module proxy or, where there is no
+Go, from the Buf registry. Prints one line and exits 1 where neither can be reached.
 """
 
 import importlib.util

@@ -1,0 +1,25 @@
+"""A thin, proxyless gRPC mesh: it enforces what the Protobuf contract says in plain grpc.aio servers and channels."""
+
+from grpcmesh import logs
+from grpcmesh.client import Channel, connect
+from grpcmesh.contract import ContractError, Reason, reason
+from grpcmesh.errors import STORE_UNAVAILABLE, DomainError, Refusal, StartError, refusal_of
+from grpcmesh.process import run, stop_requested
+from grpcmesh.server import Server
+
+__all__ = [
+    "STORE_UNAVAILABLE",
+    "Channel",
+    "ContractError",
+    "DomainError",
+    "Reason",
+    "Refusal",
+    "Server",
+    "StartError",
+    "connect",
+    "logs",
+    "reason",
+    "refusal_of",
+    "run",
+    "stop_requested",
+]

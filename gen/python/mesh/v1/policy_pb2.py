@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import code_pb2 as google_dot_rpc_dot_code__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/policy.proto\x12\x07mesh.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x15google/rpc/code.proto\"\x80\x01\n\x0cMethodPolicy\x12\x33\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12!\n\x0cmax_attempts\x18\x02 \x01(\rR\x0bmaxAttempts\x12\x18\n\x07\x63\x61llers\x18\x03 \x03(\tR\x07\x63\x61llers*\x93\x02\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12&\n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x1a\x04\xe8\xe1\x18\x03\x12%\n\x1b\x45RROR_REASON_CALLER_UNKNOWN\x10\x02\x1a\x04\xe8\xe1\x18\x10\x12)\n\x1f\x45RROR_REASON_CALLER_NOT_ALLOWED\x10\x03\x1a\x04\xe8\xe1\x18\x07\x12!\n\x17\x45RROR_REASON_OVERLOADED\x10\x04\x1a\x04\xe8\xe1\x18\x08\x12(\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x05\x1a\x04\xe8\xe1\x18\x0e\x12\x1f\n\x15\x45RROR_REASON_INTERNAL\x10\x06\x1a\x04\xe8\xe1\x18\r:O\n\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\x9d\x8c\x03 \x01(\x0b\x32\x15.mesh.v1.MethodPolicyR\x06policy:I\n\x04\x63ode\x12!.google.protobuf.EnumValueOptions\x18\x9d\x8c\x03 \x01(\x0e\x32\x10.google.rpc.CodeR\x04\x63odeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/policy.proto\x12\x07mesh.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x15google/rpc/code.proto\"\x80\x01\n\x0cMethodPolicy\x12\x33\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12!\n\x0cmax_attempts\x18\x02 \x01(\rR\x0bmaxAttempts\x12\x18\n\x07\x63\x61llers\x18\x03 \x03(\tR\x07\x63\x61llers*\xd4\x02\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12&\n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x1a\x04\xe8\xe1\x18\x03\x12%\n\x1b\x45RROR_REASON_CALLER_UNKNOWN\x10\x02\x1a\x04\xe8\xe1\x18\x10\x12)\n\x1f\x45RROR_REASON_CALLER_NOT_ALLOWED\x10\x03\x1a\x04\xe8\xe1\x18\x07\x12!\n\x17\x45RROR_REASON_OVERLOADED\x10\x04\x1a\x04\xe8\xe1\x18\x08\x12(\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x05\x1a\x04\xe8\xe1\x18\x0e\x12\x1f\n\x15\x45RROR_REASON_INTERNAL\x10\x06\x1a\x04\xe8\xe1\x18\r\x12\x1e\n\x14\x45RROR_REASON_TIMEOUT\x10\x07\x1a\x04\xe8\xe1\x18\x04\x12\x1f\n\x15\x45RROR_REASON_DRAINING\x10\x08\x1a\x04\xe8\xe1\x18\x0e:O\n\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\x9d\x8c\x03 \x01(\x0b\x32\x15.mesh.v1.MethodPolicyR\x06policy:I\n\x04\x63ode\x12!.google.protobuf.EnumValueOptions\x18\x9d\x8c\x03 \x01(\x0e\x32\x10.google.rpc.CodeR\x04\x63odeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,8 +46,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERRORREASON'].values_by_name["ERROR_REASON_STORE_UNAVAILABLE"]._serialized_options = b'\350\341\030\016'
   _globals['_ERRORREASON'].values_by_name["ERROR_REASON_INTERNAL"]._loaded_options = None
   _globals['_ERRORREASON'].values_by_name["ERROR_REASON_INTERNAL"]._serialized_options = b'\350\341\030\r'
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_TIMEOUT"]._loaded_options = None
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_TIMEOUT"]._serialized_options = b'\350\341\030\004'
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_DRAINING"]._loaded_options = None
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_DRAINING"]._serialized_options = b'\350\341\030\016'
   _globals['_ERRORREASON']._serialized_start=254
-  _globals['_ERRORREASON']._serialized_end=529
+  _globals['_ERRORREASON']._serialized_end=594
   _globals['_METHODPOLICY']._serialized_start=123
   _globals['_METHODPOLICY']._serialized_end=251
 # @@protoc_insertion_point(module_scope)

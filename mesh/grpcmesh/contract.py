@@ -1,0 +1,105 @@
+"""What the contract says: methods with their policies, and error reasons with their status codes.
+
+Everything is read from the descriptors of the generated code, once; nothing is configured elsewhere.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor import EnumDescriptor, MethodDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import Message
+from mesh.v1 import policy_pb2
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_REASON_PREFIX = "ERROR_REASON_"
+
+
+class ContractError(Exception):
+    """The contract does not say what the mesh needs to know. A fault of the contract's, found at start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC method and its policy (`mesh.v1.policy`)."""
+
+    path: str
+    """As gRPC names it: "/pizza.order.v1.OrderService/GetOrder"."""
+    request: type[Message]
+    response: type[Message]
+    timeout: float
+    """Seconds: the caller's default deadline and the server's ceiling."""
+    max_attempts: int
+    callers: frozenset[str]
+    idempotent: bool
+    """Whether a repeated call does no more than one call does (`idempotency_level`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a call was refused: what google.rpc.ErrorInfo says of it (AIP-193), and its gRPC status."""
+
+    domain: str
+    name: str
+    code: grpc.StatusCode
+
+
+def service_methods(service: str) -> list[Method]:
+    """All methods of a service, such as "pizza.order.v1.OrderService", whose generated code is imported.
+
+    Raises ContractError where a method has no policy, or one that contradicts itself.
+    """
+    descriptor = descriptor_pool.Default().FindServiceByName(service)
+    return [_method(method) for method in descriptor.methods]
+
+
+@cache
+def find_method(path: str) -> Method:
+    """The method of a path such as "/pizza.order.v1.OrderService/GetOrder"; raises ContractError as above."""
+    service, _, name = path.removeprefix("/").partition("/")
+    try:
+        descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
+    except KeyError:
+        raise ContractError(f"{path} is in no contract that this process has imported") from None
+    return _method(descriptor)
+
+
+def reason(enum: "EnumTypeWrapper | type[Any]", value: int) -> Reason:
+    """The reason of an `ErrorReason` value: `reason(order_service_pb2.ErrorReason, ERROR_REASON_ORDER_NOT_FOUND)`.
+
+    The domain is the enum's package without its version, innermost name first: pizza.order.v1 is "order.pizza".
+    """
+    descriptor: EnumDescriptor = enum.DESCRIPTOR
+    entry = descriptor.values_by_number[value]
+    code: int = entry.GetOptions().Extensions[policy_pb2.code]
+    if code == 0:
+        raise ContractError(f"{descriptor.full_name}.{entry.name} has no status code (mesh.v1.code)")
+    domain = ".".join(reversed(descriptor.file.package.split(".")[:-1]))
+    return Reason(domain, entry.name.removeprefix(_REASON_PREFIX), _CODES[code])
+
+
+def _method(descriptor: MethodDescriptor) -> Method:
+    path = f"/{descriptor.containing_service.full_name}/{descriptor.name}"
+    options: MethodOptions = descriptor.GetOptions()
+    if not options.HasExtension(policy_pb2.policy):
+        raise ContractError(f"{path} has no mesh.v1.policy")
+    policy = options.Extensions[policy_pb2.policy]
+    timeout = policy.timeout.seconds + policy.timeout.nanos / 1e9
+    idempotent = options.idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
+    if timeout <= 0:
+        raise ContractError(f"{path} has no timeout")
+    if policy.max_attempts > 1 and not idempotent:
+        raise ContractError(f"{path} may be attempted {policy.max_attempts} times and has no idempotency_level")
+    return Method(
+        path=path,
+        request=message_factory.GetMessageClass(descriptor.input_type),
+        response=message_factory.GetMessageClass(descriptor.output_type),
+        timeout=timeout,
+        max_attempts=policy.max_attempts,
+        callers=frozenset(policy.callers),
+        idempotent=idempotent,
+    )

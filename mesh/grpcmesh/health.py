@@ -1,0 +1,60 @@
+"""grpc.health.v1, truthfully: NOT_SERVING until the service is ready, while its own check fails, and from the first
+moment of a drain.
+
+grpcio-health-checking's own servicer drops every watcher of a service as soon as one of them leaves, and starts as
+SERVING; its messages and stubs are used here, the servicer is not.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+SERVICE = "grpc.health.v1.Health"
+
+Request = health_pb2.HealthCheckRequest
+Response = health_pb2.HealthCheckResponse
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):
+    """One status for the whole process, under its services' names and ""."""
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = {"", SERVICE, *services}
+        self._serving = False
+        self._draining = False
+        self._changed = asyncio.Event()
+
+    def set(self, serving: bool) -> None:
+        """Tells whether the process serves; ignored once it drains."""
+        if serving != self._serving and not self._draining:
+            self._serving = serving
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def drain(self) -> None:
+        """NOT_SERVING for good."""
+        self.set(False)
+        self._draining = True
+
+    async def Check(self, request: Request, context: grpc.aio.ServicerContext[Any, Any]) -> Response:
+        if request.service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+        return Response(status=self._status(request.service))
+
+    async def Watch(self, request: Request, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Response]:
+        last = None
+        while True:
+            changed = self._changed
+            status = self._status(request.service)
+            if status != last:
+                yield Response(status=status)
+            last = status
+            await changed.wait()
+
+    def _status(self, service: str) -> Any:
+        if service not in self._services:
+            return Response.SERVICE_UNKNOWN
+        return Response.SERVING if self._serving else Response.NOT_SERVING

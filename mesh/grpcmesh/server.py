@@ -1,0 +1,154 @@
+"""A server for plain grpc.aio servicers: it adds what every service of the mesh has in common."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar, cast
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from grpcmesh.client import Channel
+from grpcmesh.contract import service_methods
+from grpcmesh.errors import StartError
+from grpcmesh.handlers import Handler, Refusals, Streams, enforce
+from grpcmesh.health import SERVICE as HEALTH
+from grpcmesh.health import HealthServicer
+from grpcmesh.inprocess import InProcessChannel
+
+_Servicer = TypeVar("_Servicer")
+_log = structlog.get_logger("grpcmesh")
+
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # or a second server takes the same port without a word
+    ("grpc.max_connection_age_ms", 60_000),  # or clients never look for new replicas
+    ("grpc.max_connection_age_grace_ms", 10_000),
+]
+_CHECK_INTERVAL = 1.0  # seconds
+
+
+class Server:
+    """One workload's servicers behind the rules of their contracts, with health and reflection.
+
+    Without `listen` it is reached from its own process alone, by `channel`.
+    """
+
+    def __init__(
+        self, *, check: Callable[[], Awaitable[None]] | None = None, drain: float = 0.5, grace: float = 5.0
+    ) -> None:
+        """`check` raises while the service cannot serve (its store is away, say); it is asked once a second.
+
+        A stop lasts `drain` seconds in which clients see NOT_SERVING and go elsewhere, then up to `grace` seconds for
+        calls that have begun.
+        """
+        self._check = check
+        self._drain = drain
+        self._grace = grace
+        self._services: dict[str, Mapping[str, Handler]] = {}
+        self._streams = Streams()
+        self._health: HealthServicer | None = None
+        self._listener: grpc.aio.Server | None = None
+        self._checking: asyncio.Task[None] | None = None
+
+    def add(
+        self, register: Callable[[_Servicer, grpc.aio.Server], None], servicer: _Servicer, refusals: Refusals
+    ) -> None:
+        """Adds a servicer: `server.add(add_OrderServiceServicer_to_server, OrderApi(...), REFUSALS)`.
+
+        `refusals` gives each exception of the service's domain its reason of the contract.
+        """
+        registrar = _Registrar()
+        register(servicer, cast(grpc.aio.Server, registrar))
+        for service, handlers in registrar.services.items():
+            self._services[service] = {
+                method.path: enforce(method, handlers[method.path.rpartition("/")[2]], refusals, self._streams)
+                for method in service_methods(service)
+            }
+
+    def channel(self) -> Channel:
+        """A channel to these servicers that stays inside the process; the contract holds on it as on the wire."""
+        handlers = {path: handler for methods in self._services.values() for path, handler in methods.items()}
+        return Channel(InProcessChannel(handlers))
+
+    def listen(self, address: str) -> int:
+        """Binds "host:port" and answers the port (0 asks for a free one); calls are taken from `start` on.
+
+        Raises StartError where the address is taken or not one of this machine's.
+        """
+        _probe(address)
+        listener = grpc.aio.server(options=_OPTIONS)
+        for service, methods in self._services.items():
+            by_name = {path.rpartition("/")[2]: handler for path, handler in methods.items()}
+            listener.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, by_name),))
+        self._health = HealthServicer(self._services)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, listener)
+        reflection.enable_server_reflection((*self._services, HEALTH, reflection.SERVICE_NAME), listener)
+        try:
+            port = listener.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartError(f"cannot listen on {address}: {error}") from error
+        self._listener = listener
+        return port
+
+    async def start(self) -> None:
+        """Takes calls, and says so to health checks."""
+        if self._listener is not None and self._health is not None:
+            await self._listener.start()
+            self._health.set(True)
+            if self._check is not None:
+                self._checking = asyncio.create_task(self._keep_checking(self._check, self._health))
+
+    async def stop(self) -> None:
+        """Stops without losing a call: NOT_SERVING, the drain, an end to the streams, then the last calls finish."""
+        if self._checking is not None:
+            self._checking.cancel()
+        if self._listener is not None and self._health is not None:
+            self._health.drain()
+            await asyncio.sleep(self._drain)
+            self._streams.drain()
+            await self._listener.stop(self._grace)
+
+    async def _keep_checking(self, check: Callable[[], Awaitable[None]], health: HealthServicer) -> None:
+        failing = False
+        while True:
+            await asyncio.sleep(_CHECK_INTERVAL)
+            try:
+                await check()
+            except Exception as error:  # whatever it is: the service says that it cannot serve
+                if not failing:
+                    _log.error("not serving: the check fails", error=str(error))
+                failing = True
+            else:
+                failing = False
+            health.set(not failing)
+
+
+class _Registrar:
+    """Stands in for a grpc.aio.Server while generated code registers a servicer, to see its handlers by name."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, Mapping[str, Handler]] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """The same handlers, less readable; left to add_registered_method_handlers."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        self.services[service] = handlers
+
+
+def _probe(address: str) -> None:
+    """Binds once and lets go: the system's error is one clear line, where gRPC writes several to stderr."""
+    host, _, port = address.rpartition(":")
+    try:
+        if not port.isdecimal():
+            raise ValueError("an address is host:port")
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except (OSError, ValueError, OverflowError) as error:
+        raise StartError(f"cannot listen on {address!r}: {error}") from error

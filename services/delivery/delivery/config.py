@@ -1,0 +1,54 @@
+"""Delivery's settings, from the environment (DELIVERY_...), and its data, from fleet.toml."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from grpcmesh import StartError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from delivery import domain
+
+_DATA = Path(__file__).parent / "data" / "fleet.toml"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="DELIVERY_")
+
+    listen: str | None = "127.0.0.1:8082"
+    """host:port, or None where delivery is reached from its own process alone."""
+    database_url: str = "sqlite:///.data/delivery.db"
+    fleet: Path = _DATA
+    time_scale: PositiveFloat = 1.0
+    """1.0 is real time."""
+    log_level: str = "INFO"
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    couriers: PositiveInt
+    trip_seconds: Annotated[float, Field(ge=0)]
+
+
+def load_settings() -> Settings:
+    """Raises StartError where the environment holds something that is no setting."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise StartError(f"delivery settings: {_one_line(error)}") from error
+
+
+def load_fleet(settings: Settings) -> domain.Fleet:
+    """Raises StartError where the fleet's data cannot be read or makes no sense."""
+    try:
+        data = _Data.model_validate(tomllib.loads(settings.fleet.read_text()))
+    except ValidationError as error:
+        raise StartError(f"{settings.fleet}: {_one_line(error)}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StartError(f"{settings.fleet}: {error}") from error
+    return domain.Fleet(data.couriers, data.trip_seconds, settings.time_scale)
+
+
+def _one_line(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".lstrip(": ") for fault in error.errors())

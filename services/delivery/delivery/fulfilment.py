@@ -1,0 +1,32 @@
+"""Delivery at work: couriers take parcels, drive, and hand them over.
+
+All that it knows stands in the database, so it goes on where it was after any stop.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+
+import structlog
+
+from delivery.domain import Fleet
+from delivery.store import Store
+
+_log = structlog.get_logger("delivery")
+_PAUSE_AFTER_ERROR = 1.0  # seconds
+
+
+async def work(fleet: Fleet, store: Store, clock: Callable[[], datetime]) -> None:
+    """Drives for ever: whenever a delivery comes or goes, and whenever a courier arrives."""
+    while True:
+        try:
+            next_arrival = await store.drive(fleet, clock())
+            changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
+            wait = None if next_arrival is None else (next_arrival - clock()).total_seconds()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await changed.wait()
+        except Exception:  # delivery goes on whatever happened; the next round sees the same parcels
+            _log.exception("driving failed; trying again", seconds=_PAUSE_AFTER_ERROR)
+            await asyncio.sleep(_PAUSE_AFTER_ERROR)

@@ -1,0 +1,130 @@
+"""What a kitchen is: stations that work on portions by recipe. Pure: no clock, no store, no network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+
+class TicketState(StrEnum):
+    QUEUED = "QUEUED"
+    COOKING = "COOKING"
+    READY = "READY"
+    CANCELLED = "CANCELLED"
+
+
+class KitchenError(Exception):
+    """A rule of the kitchen says no."""
+
+    def __init__(self, message: str, subject: str, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.subject = subject
+        self.metadata = metadata or {}
+
+
+class TicketNotFound(KitchenError):
+    def __init__(self, ticket_id: str) -> None:
+        super().__init__(f"no ticket {ticket_id}", "ticket_id")
+
+
+class NoRecipe(KitchenError):
+    def __init__(self, position: int, sku: str) -> None:
+        super().__init__(f"the kitchen has no recipe for {sku!r}", f"items[{position}].sku", {"sku": sku})
+
+
+class TicketIdTaken(KitchenError):
+    def __init__(self, ticket_id: str) -> None:
+        super().__init__(f"ticket {ticket_id} exists with other items", "ticket_id")
+
+
+class NotCancellable(KitchenError):
+    def __init__(self, ticket_id: str, state: TicketState) -> None:
+        super().__init__(f"ticket {ticket_id} is {state} already", ticket_id, {"state": state})
+
+
+class BadResumeToken(KitchenError):
+    def __init__(self) -> None:
+        super().__init__("the resume token is none of this kitchen's", "resume_token")
+
+
+@dataclass(frozen=True)
+class Item:
+    sku: str
+    quantity: int
+
+
+@dataclass(frozen=True)
+class Ticket:
+    ticket_id: str
+    items: tuple[Item, ...]
+    state: TicketState
+    create_time: datetime
+    update_time: datetime
+
+    def begun(self, now: datetime) -> "Ticket":
+        return self._moved(TicketState.COOKING, now) if self.state is TicketState.QUEUED else self
+
+    def finished(self, now: datetime) -> "Ticket":
+        return self._moved(TicketState.READY, now)
+
+    def cancelled(self, now: datetime) -> "Ticket":
+        """Raises NotCancellable once it is ready; a cancelled ticket stays as it is."""
+        if self.state is TicketState.READY:
+            raise NotCancellable(self.ticket_id, self.state)
+        return self if self.state is TicketState.CANCELLED else self._moved(TicketState.CANCELLED, now)
+
+    def _moved(self, state: TicketState, now: datetime) -> "Ticket":
+        return replace(self, state=state, update_time=now)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a recipe: so many seconds at a station."""
+
+    name: str
+    station: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Portion:
+    """One unit of one item, on its way through its recipe. It keeps the steps of the time when it was asked for."""
+
+    portion_id: int
+    ticket_id: str
+    steps: tuple[Step, ...]
+    position: int
+    """Which of the steps it is at, from 0."""
+
+    @property
+    def step(self) -> Step:
+        return self.steps[self.position]
+
+    def advanced(self) -> "Portion | None":
+        """The portion at its next step, or None where this was the last."""
+        return replace(self, position=self.position + 1) if self.position + 1 < len(self.steps) else None
+
+
+@dataclass(frozen=True)
+class Kitchen:
+    """The kitchen's data: how many portions each station takes at once, and how things are made."""
+
+    stations: Mapping[str, int]
+    recipes: Mapping[str, tuple[Step, ...]]
+    time_scale: float = 1.0
+    """1.0 is real time; 0.01 cooks a hundred times as fast."""
+
+    def ticket(self, ticket_id: str, items: tuple[Item, ...], now: datetime) -> Ticket:
+        """A new ticket; raises NoRecipe for the first item that nobody here knows how to make."""
+        for position, item in enumerate(items):
+            if item.sku not in self.recipes:
+                raise NoRecipe(position, item.sku)
+        return Ticket(ticket_id, items, TicketState.QUEUED, now, now)
+
+    def plans(self, items: tuple[Item, ...]) -> list[tuple[Step, ...]]:
+        """The steps of each portion that the items ask for, in the order in which they are begun."""
+        return [self.recipes[item.sku] for item in items for _ in range(item.quantity)]
+
+    def done_at(self, step: Step, now: datetime) -> datetime:
+        """When a step that begins now is done."""
+        return now + timedelta(seconds=step.seconds * self.time_scale)

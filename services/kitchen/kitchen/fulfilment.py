@@ -1,0 +1,32 @@
+"""The kitchen at work: stations take portions, portions move on, tickets become ready.
+
+All that it knows stands in the database, so it goes on where it was after any stop.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+
+import structlog
+
+from kitchen.domain import Kitchen
+from kitchen.store import Store
+
+_log = structlog.get_logger("kitchen")
+_PAUSE_AFTER_ERROR = 1.0  # seconds
+
+
+async def work(kitchen: Kitchen, store: Store, clock: Callable[[], datetime]) -> None:
+    """Cooks for ever: whenever a ticket comes or goes, and whenever a step is done."""
+    while True:
+        try:
+            next_done = await store.cook(kitchen, clock())
+            changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
+            wait = None if next_done is None else (next_done - clock()).total_seconds()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await changed.wait()
+        except Exception:  # the kitchen stays open whatever happened; the next round sees the same board
+            _log.exception("cooking failed; trying again", seconds=_PAUSE_AFTER_ERROR)
+            await asyncio.sleep(_PAUSE_AFTER_ERROR)

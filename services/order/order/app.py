@@ -1,0 +1,45 @@
+"""The composition root: everything that the order service is made of, started in order and stopped in reverse."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from random import Random
+
+import grpc
+from grpcmesh import Server
+from pizza.order.v1.order_service_pb2_grpc import add_OrderServiceServicer_to_server
+
+from order.api import REFUSALS, OrderApi
+from order.clients import Delivery, Kitchen
+from order.config import Settings, load_menu
+from order.fulfilment import Fulfilment
+from order.store import open_store
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def order_app(
+    settings: Settings,
+    kitchen: grpc.aio.Channel,
+    delivery: grpc.aio.Channel,
+    clock: Callable[[], datetime] = _utc_now,
+) -> AsyncIterator[Server]:
+    """The order service, at work. Raises StartError, in one line and with nothing left running, where it cannot be."""
+    menu = load_menu(settings)
+    async with open_store(settings.database_url) as store:
+        server = Server(check=store.ping)
+        server.add(add_OrderServiceServicer_to_server, OrderApi(menu, store, clock), REFUSALS)
+        server.listen(settings.listen)
+        fulfilment = Fulfilment(store, Kitchen(kitchen), Delivery(delivery), clock, Random())  # noqa: S311 # jitter
+        working = asyncio.create_task(fulfilment.run())
+        try:
+            await server.start()
+            yield server
+        finally:
+            await server.stop()
+            working.cancel()
+            await asyncio.wait([working])

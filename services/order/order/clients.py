@@ -1,0 +1,128 @@
+"""What the order service asks of others, in its own words. Generated types of the other contracts end here."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Generic, NoReturn, TypeVar
+
+import grpc
+from grpcmesh import refusal_of
+from pizza.delivery.v1 import delivery_service_pb2 as delivery_pb
+from pizza.delivery.v1.delivery_service_pb2_grpc import DeliveryServiceStub
+from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
+from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceStub
+
+from order.domain import Carrying, Making, Order
+
+Progress = TypeVar("Progress", Making, Carrying)
+
+
+class Unreachable(Exception):
+    """No answer, or none that says anything of the order: the same call may be made again later."""
+
+
+class Refused(Exception):
+    """The service says no for good; the message may be shown to the customer."""
+
+
+class PastCancelling(Exception):
+    """What was to be cancelled is too far."""
+
+
+class NothingToCancel(Exception):
+    """What was to be cancelled has not arrived there, though it still may."""
+
+
+class TokenRefused(Exception):
+    """The feed does not know the token: its database is another one than it was."""
+
+
+@dataclass(frozen=True)
+class Update(Generic[Progress]):
+    """One entry of a feed."""
+
+    order_id: str
+    progress: Progress
+    token: str
+
+
+class Kitchen:
+    """The kitchen, as far as orders are concerned: an order's ticket has the order's id."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = KitchenServiceStub(channel)
+
+    async def submit(self, order: Order) -> None:
+        """Hands the order in; raises Refused where the kitchen will never make it, Unreachable."""
+        items = [kitchen_pb.TicketItem(sku=line.sku, quantity=line.quantity) for line in order.lines]
+        try:
+            await self._stub.SubmitTicket(kitchen_pb.SubmitTicketRequest(ticket_id=order.order_id, items=items))
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+
+    async def cancel(self, order: Order) -> None:
+        """Raises PastCancelling, NothingToCancel, Unreachable."""
+        try:
+            await self._stub.CancelTicket(kitchen_pb.CancelTicketRequest(ticket_id=order.order_id))
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+
+    async def updates(self, token: str) -> AsyncIterator[Update[Making]]:
+        """The kitchen's feed after `token`; raises TokenRefused, Unreachable."""
+        try:
+            async for change in self._stub.WatchTickets(kitchen_pb.WatchTicketsRequest(resume_token=token)):
+                state = kitchen_pb.TicketState.Name(change.ticket.state).removeprefix("TICKET_STATE_")
+                yield Update(change.ticket.ticket_id, Making(state), change.resume_token)
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+
+
+class Delivery:
+    """Delivery, as far as orders are concerned: an order's delivery has the order's id."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = DeliveryServiceStub(channel)
+
+    async def schedule(self, order: Order) -> None:
+        """Books the delivery; raises Refused where it will never be carried, Unreachable."""
+        place = order.address
+        address = delivery_pb.Address(street=place.street, city=place.city, postal_code=place.postal_code)
+        request = delivery_pb.ScheduleDeliveryRequest(delivery_id=order.order_id, address=address)
+        try:
+            await self._stub.ScheduleDelivery(request)
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+
+    async def cancel(self, order: Order) -> None:
+        """Raises PastCancelling, NothingToCancel, Unreachable."""
+        try:
+            await self._stub.CancelDelivery(delivery_pb.CancelDeliveryRequest(delivery_id=order.order_id))
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+
+    async def updates(self, token: str) -> AsyncIterator[Update[Carrying]]:
+        """Delivery's feed after `token`; raises TokenRefused, Unreachable."""
+        try:
+            async for change in self._stub.WatchDeliveries(delivery_pb.WatchDeliveriesRequest(resume_token=token)):
+                state = delivery_pb.DeliveryState.Name(change.delivery.state).removeprefix("DELIVERY_STATE_")
+                yield Update(change.delivery.delivery_id, Carrying(state), change.resume_token)
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+
+
+_MEANING: dict[str, type[Exception]] = {
+    "NOT_CANCELLABLE": PastCancelling,
+    "TICKET_NOT_FOUND": NothingToCancel,
+    "DELIVERY_NOT_FOUND": NothingToCancel,
+    "BAD_RESUME_TOKEN": TokenRefused,
+    "NO_RECIPE": Refused,
+    "TICKET_ID_TAKEN": Refused,
+    "DELIVERY_ID_TAKEN": Refused,
+    "INVALID_REQUEST": Refused,
+}
+
+
+def _raise(error: grpc.aio.AioRpcError) -> NoReturn:
+    refusal = refusal_of(error)
+    if refusal is not None and refusal.reason in _MEANING:
+        raise _MEANING[refusal.reason](refusal.message) from error
+    raise Unreachable(f"{error.code().name}: {error.details()}") from error

@@ -1,0 +1,268 @@
+"""What an order is, and how it moves from placed to delivered. Pure: no clock, no store, no network.
+
+Every move is a method that answers the order as it is then. A move that does not apply answers the order unchanged, so
+that facts may arrive late, twice or after the order's end; only what a customer may not do is an exception.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+_NANOS = 1_000_000_000
+
+
+class OrderState(StrEnum):
+    PLACED = "PLACED"
+    PREPARING = "PREPARING"
+    READY = "READY"
+    OUT_FOR_DELIVERY = "OUT_FOR_DELIVERY"
+    DELIVERED = "DELIVERED"
+    CANCELLING = "CANCELLING"
+    CANCELLED = "CANCELLED"
+    FAILED = "FAILED"
+
+    @property
+    def last(self) -> bool:
+        return self in (OrderState.DELIVERED, OrderState.CANCELLED, OrderState.FAILED)
+
+
+class Step(StrEnum):
+    """What the shop has to do next for an order; None where it waits for the kitchen or for delivery."""
+
+    SUBMIT_TICKET = "SUBMIT_TICKET"
+    CANCEL_TICKET = "CANCEL_TICKET"
+    SCHEDULE_DELIVERY = "SCHEDULE_DELIVERY"
+    CANCEL_DELIVERY = "CANCEL_DELIVERY"
+
+
+class Making(StrEnum):
+    """How far the kitchen is, in the words of its contract."""
+
+    QUEUED = "QUEUED"
+    COOKING = "COOKING"
+    READY = "READY"
+    CANCELLED = "CANCELLED"
+
+
+class Carrying(StrEnum):
+    """How far delivery is, in the words of its contract."""
+
+    SCHEDULED = "SCHEDULED"
+    IN_TRANSIT = "IN_TRANSIT"
+    DELIVERED = "DELIVERED"
+    CANCELLED = "CANCELLED"
+
+
+class OrderError(Exception):
+    """A rule of the shop says no."""
+
+    def __init__(self, message: str, subject: str, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.subject = subject
+        self.metadata = metadata or {}
+
+
+class OrderNotFound(OrderError):
+    def __init__(self, order_id: str) -> None:
+        super().__init__(f"no order {order_id}", "order_id")
+
+
+class UnknownSku(OrderError):
+    def __init__(self, position: int, sku: str) -> None:
+        super().__init__(f"{sku!r} is not on the menu", f"lines[{position}].sku", {"sku": sku})
+
+
+class OrderIdTaken(OrderError):
+    def __init__(self, order_id: str) -> None:
+        super().__init__(f"order {order_id} exists with other content", "order_id")
+
+
+class NotCancellable(OrderError):
+    def __init__(self, order_id: str, state: OrderState) -> None:
+        super().__init__(f"order {order_id} is {state} already", order_id, {"state": state})
+
+
+class BadPageToken(OrderError):
+    def __init__(self) -> None:
+        super().__init__("the page token is none of this service's, or of another list", "page_token")
+
+
+@dataclass(frozen=True)
+class Money:
+    """As google.type.Money: whole units and billionths of one."""
+
+    currency: str
+    units: int
+    nanos: int = 0
+
+    def __mul__(self, factor: int) -> "Money":
+        carry, nanos = divmod(self.nanos * factor, _NANOS)
+        return Money(self.currency, self.units * factor + carry, nanos)
+
+    def __add__(self, other: "Money") -> "Money":
+        if other.currency != self.currency:
+            raise ValueError(f"{self.currency} and {other.currency} cannot be added")
+        carry, nanos = divmod(self.nanos + other.nanos, _NANOS)
+        return Money(self.currency, self.units + other.units + carry, nanos)
+
+
+@dataclass(frozen=True)
+class Line:
+    sku: str
+    quantity: int
+
+
+@dataclass(frozen=True)
+class Address:
+    street: str
+    city: str
+    postal_code: str
+
+
+@dataclass(frozen=True)
+class MenuItem:
+    sku: str
+    display_name: str
+    price: Money
+
+
+@dataclass(frozen=True)
+class Menu:
+    """What can be ordered, in menu order; every price is in the same currency."""
+
+    items: tuple[MenuItem, ...]
+    hold: timedelta = timedelta()
+    """How long an order waits before it goes to the kitchen, in case its customer has second thoughts."""
+
+    def order(
+        self, order_id: str, customer_id: str, lines: tuple[Line, ...], address: Address, now: datetime
+    ) -> "Order":
+        """A new order at today's prices; raises UnknownSku."""
+        state, step, due = OrderState.PLACED, Step.SUBMIT_TICKET, now + self.hold
+        return Order(order_id, customer_id, lines, address, self._total(lines), state, now, now, step=step, due=due)
+
+    def _total(self, lines: tuple[Line, ...]) -> Money:
+        prices = {item.sku: item.price for item in self.items}
+        total = Money(self.items[0].price.currency, 0)
+        for position, line in enumerate(lines):
+            if line.sku not in prices:
+                raise UnknownSku(position, line.sku)
+            total += prices[line.sku] * line.quantity
+        return total
+
+
+@dataclass(frozen=True)
+class Order:
+    order_id: str
+    customer_id: str
+    lines: tuple[Line, ...]
+    address: Address
+    total: Money
+    state: OrderState
+    create_time: datetime
+    update_time: datetime
+    failure: str = ""
+    step: Step | None = None
+    due: datetime | None = None
+    """When the step is to be tried; set if and only if there is one."""
+    attempts: int = 0
+    """How often the step was begun."""
+    asked_kitchen: bool = False
+    """Whether a ticket was, or may have been, submitted."""
+    asked_delivery: bool = False
+    """Whether a delivery was, or may have been, scheduled."""
+
+    def same_content(self, other: "Order") -> bool:
+        """Whether both ask for the same. The total is not compared: prices may have changed since."""
+        return (self.customer_id, self.lines, self.address) == (other.customer_id, other.lines, other.address)
+
+    def cancel(self, now: datetime) -> "Order":
+        """The customer asks to cancel; raises NotCancellable once it is on its way or has ended otherwise."""
+        if self.state in (OrderState.CANCELLING, OrderState.CANCELLED):
+            return self
+        if self.state.last or self.state is OrderState.OUT_FOR_DELIVERY:
+            raise NotCancellable(self.order_id, self.state)
+        if not self.asked_kitchen:
+            return self._moved(OrderState.CANCELLED, now)
+        step = Step.CANCEL_DELIVERY if self.asked_delivery else Step.CANCEL_TICKET
+        return self._moved(OrderState.CANCELLING, now, step)
+
+    # What the loop does, and what came of it.
+
+    def begin_step(self, lease_ends: datetime) -> "Order":
+        """A worker takes the step; if it never comes back, another one may from `lease_ends` on."""
+        return replace(
+            self,
+            attempts=self.attempts + 1,
+            due=lease_ends,
+            asked_kitchen=self.asked_kitchen or self.step is Step.SUBMIT_TICKET,
+            asked_delivery=self.asked_delivery or self.step is Step.SCHEDULE_DELIVERY,
+        )
+
+    def retry_step(self, step: Step, due: datetime) -> "Order":
+        return replace(self, due=due) if self.step is step else self
+
+    def step_done(self, step: Step, now: datetime) -> "Order":
+        """The kitchen or delivery has done what it was asked."""
+        if self.step is not step:
+            return self
+        if step in (Step.CANCEL_TICKET, Step.CANCEL_DELIVERY):
+            return self._moved(OrderState.CANCELLED, now)
+        return replace(self, step=None, due=None, attempts=0)
+
+    def cannot_be_made(self, reason: str, now: datetime) -> "Order":
+        """The kitchen will never take this order."""
+        return self._failed(reason, now) if self.step is Step.SUBMIT_TICKET else self
+
+    def cannot_be_carried(self, reason: str, now: datetime) -> "Order":
+        """Delivery will never take this order."""
+        return self._failed(reason, now) if self.step is Step.SCHEDULE_DELIVERY else self
+
+    def ticket_past_cancelling(self, now: datetime) -> "Order":
+        """It is made already; as nobody was asked to carry it, it stays in the shop."""
+        return self._moved(OrderState.CANCELLED, now) if self.step is Step.CANCEL_TICKET else self
+
+    def delivery_past_cancelling(self) -> "Order":
+        """The courier was faster; delivery's feed tells the rest."""
+        if self.step is not Step.CANCEL_DELIVERY:
+            return self
+        return replace(self, step=None, due=None, attempts=0)
+
+    # What the feeds tell.
+
+    def making(self, making: Making, now: datetime) -> "Order":
+        """The kitchen tells how far it is."""
+        match making:
+            case Making.QUEUED:
+                return self.step_done(Step.SUBMIT_TICKET, now) if self.step is Step.SUBMIT_TICKET else self
+            case Making.COOKING if self.state is OrderState.PLACED:
+                return self._moved(OrderState.PREPARING, now)
+            case Making.READY if self.state in (OrderState.PLACED, OrderState.PREPARING):
+                return self._moved(OrderState.READY, now, Step.SCHEDULE_DELIVERY)
+            case Making.CANCELLED if self.state is OrderState.CANCELLING:
+                return self._moved(OrderState.CANCELLED, now)
+            case Making.CANCELLED if not self.state.last:
+                return self._failed("the kitchen cancelled it", now)
+        return self
+
+    def carrying(self, carrying: Carrying, now: datetime) -> "Order":
+        """Delivery tells how far it is."""
+        match carrying:
+            case Carrying.SCHEDULED:
+                return self.step_done(Step.SCHEDULE_DELIVERY, now) if self.step is Step.SCHEDULE_DELIVERY else self
+            case Carrying.IN_TRANSIT if self.state in (OrderState.READY, OrderState.CANCELLING):
+                return self._moved(OrderState.OUT_FOR_DELIVERY, now)
+            case Carrying.DELIVERED if not self.state.last:
+                return self._moved(OrderState.DELIVERED, now)
+            case Carrying.CANCELLED if self.state is OrderState.CANCELLING:
+                return self._moved(OrderState.CANCELLED, now)
+            case Carrying.CANCELLED if not self.state.last:
+                return self._failed("delivery cancelled it", now)
+        return self
+
+    def _moved(self, state: OrderState, now: datetime, step: Step | None = None) -> "Order":
+        return replace(self, state=state, update_time=now, step=step, due=now if step else None, attempts=0)
+
+    def _failed(self, reason: str, now: datetime) -> "Order":
+        return replace(self._moved(OrderState.FAILED, now), failure=reason)

@@ -1,0 +1,191 @@
+"""The control loop that fulfils orders: it does the steps that are due, and follows what kitchen and delivery tell.
+
+Whatever it does is a keyed call that may be repeated, and whatever it learns is stored in one transaction with how far
+it has read. So it may be killed at any instant: the next one goes on from what is stored.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime, timedelta
+from random import Random
+
+import structlog
+
+from order.clients import (
+    Delivery,
+    Kitchen,
+    NothingToCancel,
+    PastCancelling,
+    Progress,
+    Refused,
+    TokenRefused,
+    Unreachable,
+    Update,
+)
+from order.domain import Order, Step
+from order.store import Store
+
+_log = structlog.get_logger("order")
+
+_AT_ONCE = 32  # steps that are under way together
+_LEASE = timedelta(seconds=10)  # longer than a step's calls may take by their contracts
+_BACKOFF = 0.1  # seconds, doubled with each attempt
+_BACKOFF_MOST = 10.0  # seconds
+_PAUSE_AFTER_ERROR = 1.0  # seconds
+
+Clock = Callable[[], datetime]
+Apply = Callable[[Order, datetime], Order]
+
+
+class Fulfilment:
+    def __init__(self, store: Store, kitchen: Kitchen, delivery: Delivery, clock: Clock, random: Random) -> None:
+        self._store = store
+        self._kitchen = kitchen
+        self._delivery = delivery
+        self._clock = clock
+        self._random = random
+
+    async def run(self) -> None:
+        """Fulfils orders until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._for_ever(self._do_due_steps))
+            group.create_task(self._for_ever(self._follow_kitchen))
+            group.create_task(self._for_ever(self._follow_delivery))
+
+    async def _for_ever(self, part: Callable[[], Awaitable[None]]) -> None:
+        """Begins a part of the loop anew whenever it ends; a fault in one order must not end it for the others."""
+        while True:
+            try:
+                await part()
+            except Exception:
+                _log.exception("fulfilment failed; trying again", seconds=_PAUSE_AFTER_ERROR)
+                await asyncio.sleep(_PAUSE_AFTER_ERROR)
+
+    # Steps.
+
+    async def _do_due_steps(self) -> None:
+        under_way: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                now = self._clock()
+                room = _AT_ONCE - len(under_way)
+                orders, next_due = await self._store.take_due(now, now + _LEASE, room)
+                due = self._store.due  # with no await since the commit: whatever falls due from here on sets it
+                under_way |= {group.create_task(self._do_step(order)) for order in orders}
+                if len(under_way) == _AT_ONCE or next_due is None:
+                    timeout = None
+                else:
+                    timeout = (next_due - self._clock()).total_seconds()
+                waiting = group.create_task(due.wait())
+                await asyncio.wait({waiting, *under_way}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+                under_way = {task for task in under_way if not task.done()}
+
+    async def _do_step(self, order: Order) -> None:
+        """Does the step of an order, and stores what came of it."""
+        step = order.step
+        assert step is not None  # noqa: S101 # an order is due for nothing else
+        try:
+            outcome = await self._outcome(order, step)
+            await self._store.update(order.order_id, lambda current: outcome(current, self._clock()))
+        except Exception:  # the lease ends, and the step is tried again; no order may end the loop for the others
+            _log.exception("step failed", order_id=order.order_id, step=step, attempt=order.attempts)
+
+    async def _outcome(self, order: Order, step: Step) -> Apply:
+        """Makes the step's calls; answers what they mean for the order as it will be then."""
+        done: Apply = lambda current, now: current.step_done(step, now)  # noqa: E731 # one of the shapes below
+        try:
+            await self._call(order, step)
+        except PastCancelling:
+            if step is Step.CANCEL_TICKET:
+                return Order.ticket_past_cancelling
+            return lambda current, _: current.delivery_past_cancelling()
+        except Refused as refused:
+            reason = str(refused)
+            if step is Step.SUBMIT_TICKET:
+                return lambda current, now: current.cannot_be_made(reason, now)
+            if step is Step.SCHEDULE_DELIVERY:
+                return lambda current, now: current.cannot_be_carried(reason, now)
+            return done  # it can never begin, so it is as good as cancelled
+        except Unreachable as error:
+            delay = self._backoff(order.attempts)
+            _log.info("step postponed", order_id=order.order_id, step=step, attempt=order.attempts, error=str(error))
+            return lambda current, now: current.retry_step(step, now + timedelta(seconds=delay))
+        return done
+
+    async def _call(self, order: Order, step: Step) -> None:
+        match step:
+            case Step.SUBMIT_TICKET:
+                await self._kitchen.submit(order)
+            case Step.SCHEDULE_DELIVERY:
+                await self._delivery.schedule(order)
+            case Step.CANCEL_TICKET:
+                await self._cancel_ticket(order)
+            case Step.CANCEL_DELIVERY:
+                await self._cancel_delivery(order)
+
+    def _backoff(self, attempts: int) -> float:
+        """Seconds to wait before the next attempt: exponential, with full jitter."""
+        return self._random.uniform(0, min(_BACKOFF_MOST, _BACKOFF * 2 ** min(attempts, 16)))
+
+    async def _cancel_ticket(self, order: Order) -> None:
+        """Cancels the ticket, also one that is still on its way.
+
+        A submission that was given up here may yet arrive there. Submitting it (which is keyed) and cancelling that
+        leaves a cancelled ticket for it to find.
+        """
+        try:
+            await self._kitchen.cancel(order)
+        except NothingToCancel:
+            await self._kitchen.submit(order)
+            await self._kitchen.cancel(order)
+
+    async def _cancel_delivery(self, order: Order) -> None:
+        """Cancels the delivery, also one that is still on its way, as a ticket."""
+        try:
+            await self._delivery.cancel(order)
+        except NothingToCancel:
+            await self._delivery.schedule(order)
+            await self._delivery.cancel(order)
+
+    # Feeds.
+
+    async def _follow_kitchen(self) -> None:
+        await self._follow("kitchen", self._kitchen.updates, Order.making)
+
+    async def _follow_delivery(self) -> None:
+        await self._follow("delivery", self._delivery.updates, Order.carrying)
+
+    async def _follow(
+        self,
+        feed: str,
+        updates: Callable[[str], AsyncIterator[Update[Progress]]],
+        apply: Callable[[Order, Progress, datetime], Order],
+    ) -> None:
+        """Reads a feed to its end, which may be any time, from the last entry whose effect is stored."""
+        failures = 0
+        while True:
+            token = await self._store.feed_token(feed)
+            try:
+                async for update in updates(token):
+                    failures = 0
+                    await self._apply(feed, update, apply)
+            except TokenRefused:
+                # Its database is another one. From the beginning, then: what is known already changes nothing.
+                _log.warning("the feed does not know our token; reading it anew", feed=feed)
+                await self._store.set_feed_token(feed, "")
+            except Unreachable as error:
+                delay = self._backoff(failures)
+                failures += 1
+                _log.info("feed away", feed=feed, error=str(error), seconds=round(delay, 3))
+                await asyncio.sleep(delay)
+
+    async def _apply(
+        self, feed: str, update: Update[Progress], apply: Callable[[Order, Progress, datetime], Order]
+    ) -> None:
+        now = self._clock()
+        known = await self._store.update(
+            update.order_id, lambda order: apply(order, update.progress, now), feed=feed, token=update.token
+        )
+        if not known:
+            _log.warning("the feed tells of an order that is not ours", feed=feed, order_id=update.order_id)
