@@ -6,7 +6,7 @@ in the middle cannot break a transaction off. Writes go through one place (`_wri
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -177,7 +177,7 @@ class Store:
 
         return await self._read(work)
 
-    async def follow(self, sequence: int) -> AsyncIterator[Change]:
+    async def follow(self, sequence: int) -> AsyncGenerator[Change, None]:
         """The feed after `sequence`, oldest first, without an end."""
         query = (
             sa.select(changes.c.sequence, tickets, changes.c.state.label("then"), changes.c.update_time.label("at"))

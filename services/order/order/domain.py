@@ -183,7 +183,7 @@ class Order:
             return self
         if self.state.last or self.state is OrderState.OUT_FOR_DELIVERY:
             raise NotCancellable(self.order_id, self.state)
-        if not self.asked_kitchen:
+        if self.state is OrderState.PLACED and not self.asked_kitchen:
             return self._moved(OrderState.CANCELLED, now)
         step = Step.CANCEL_DELIVERY if self.asked_delivery else Step.CANCEL_TICKET
         return self._moved(OrderState.CANCELLING, now, step)
@@ -242,7 +242,7 @@ class Order:
                 return self._moved(OrderState.READY, now, Step.SCHEDULE_DELIVERY)
             case Making.CANCELLED if self.state is OrderState.CANCELLING:
                 return self._moved(OrderState.CANCELLED, now)
-            case Making.CANCELLED if not self.state.last:
+            case Making.CANCELLED if self.state in (OrderState.PLACED, OrderState.PREPARING):
                 return self._failed("the kitchen cancelled it", now)
         return self
 
@@ -257,7 +257,7 @@ class Order:
                 return self._moved(OrderState.DELIVERED, now)
             case Carrying.CANCELLED if self.state is OrderState.CANCELLING:
                 return self._moved(OrderState.CANCELLED, now)
-            case Carrying.CANCELLED if not self.state.last:
+            case Carrying.CANCELLED if self.state is OrderState.READY:
                 return self._failed("delivery cancelled it", now)
         return self
 

@@ -5,7 +5,7 @@ it has read. So it may be killed at any instant: the next one goes on from what 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from random import Random
 
@@ -22,13 +22,13 @@ from order.clients import (
     Unreachable,
     Update,
 )
-from order.domain import Order, Step
+from order.domain import Order, OrderState, Step
 from order.store import Store
 
 _log = structlog.get_logger("order")
 
 _AT_ONCE = 32  # steps that are under way together
-_LEASE = timedelta(seconds=10)  # longer than a step's calls may take by their contracts
+_LEASE = timedelta(seconds=3)  # a call's longest by its contract, and some; two workers at one step do no harm
 _BACKOFF = 0.1  # seconds, doubled with each attempt
 _BACKOFF_MOST = 10.0  # seconds
 _PAUSE_AFTER_ERROR = 1.0  # seconds
@@ -151,18 +151,25 @@ class Fulfilment:
     # Feeds.
 
     async def _follow_kitchen(self) -> None:
-        await self._follow("kitchen", self._kitchen.updates, Order.making)
+        waiting = (OrderState.PLACED, OrderState.PREPARING)
+        await self._follow("kitchen", self._kitchen.updates, Order.making, Step.SUBMIT_TICKET, waiting)
 
     async def _follow_delivery(self) -> None:
-        await self._follow("delivery", self._delivery.updates, Order.carrying)
+        waiting = (OrderState.READY,)
+        await self._follow("delivery", self._delivery.updates, Order.carrying, Step.SCHEDULE_DELIVERY, waiting)
 
     async def _follow(
         self,
         feed: str,
         updates: Callable[[str], AsyncIterator[Update[Progress]]],
         apply: Callable[[Order, Progress, datetime], Order],
+        step: Step,
+        waiting: Sequence[OrderState],
     ) -> None:
-        """Reads a feed to its end, which may be any time, from the last entry whose effect is stored."""
+        """Reads a feed to its end, which may be any time, from the last entry whose effect is stored.
+
+        `waiting` orders are those whose `step` would have to be done again if the other side lost what it knew.
+        """
         failures = 0
         while True:
             token = await self._store.feed_token(feed)
@@ -171,9 +178,10 @@ class Fulfilment:
                     failures = 0
                     await self._apply(feed, update, apply)
             except TokenRefused:
-                # Its database is another one. From the beginning, then: what is known already changes nothing.
-                _log.warning("the feed does not know our token; reading it anew", feed=feed)
-                await self._store.set_feed_token(feed, "")
+                # Its database is another one, which may not know our orders: ask again, which a keyed call allows, and
+                # read from the beginning, where what is known already changes nothing.
+                _log.warning("the feed does not know our token; asking and reading anew", feed=feed)
+                await self._store.begin_feed_anew(feed, step, waiting, self._clock())
             except Unreachable as error:
                 delay = self._backoff(failures)
                 failures += 1

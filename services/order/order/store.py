@@ -7,7 +7,7 @@ in the middle cannot break a transaction off. Writes go through one place (`_wri
 import asyncio
 import builtins
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
@@ -197,8 +197,16 @@ class Store:
         query = sa.select(feeds.c.token).where(feeds.c.feed == feed)
         return await self._read(lambda connection: connection.scalar(query) or "")
 
-    async def set_feed_token(self, feed: str, token: str) -> None:
-        await self._write(lambda connection: _set_token(connection, feed, token))
+    async def begin_feed_anew(self, feed: str, step: Step, waiting: Sequence[OrderState], now: datetime) -> None:
+        """Forgets how far a feed was read, and makes `step` due for each order that waits in one of these states."""
+
+        def work(connection: sa.Connection) -> None:
+            _set_token(connection, feed, "")
+            idle = orders.c.state.in_(waiting) & orders.c.step.is_(None)
+            connection.execute(orders.update().where(idle).values(step=step, due=now, attempts=0))
+
+        await self._write(work)
+        self._announce_due()
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""
@@ -216,8 +224,11 @@ class Store:
         for news in self._watchers.get(order.order_id, ()):
             news.set()
         if order.step is not None:
-            self.due.set()
-            self.due = asyncio.Event()
+            self._announce_due()
+
+    def _announce_due(self) -> None:
+        self.due.set()
+        self.due = asyncio.Event()
 
     def close(self) -> None:
         self._writer.shutdown()

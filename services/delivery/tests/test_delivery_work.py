@@ -1,0 +1,103 @@
+"""Delivery at work, on a clock that the test holds."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from delivery.domain import Address, DeliveryIdTaken, DeliveryState, Fleet, NotCancellable
+from delivery.store import Store, open_store
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+TRIP = timedelta(seconds=600)
+FLEET = Fleet(couriers=2, trip_seconds=600)
+HOME = Address("1 Main St", "Springfield", "")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/delivery.db"
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    async with open_store(url) as store:
+        yield store
+
+
+async def schedule(store: Store) -> str:
+    return (await store.schedule(FLEET.delivery(str(uuid4()), HOME, NOW))).delivery_id
+
+
+async def states(store: Store, *delivery_ids: str) -> list[str]:
+    return [(await store.get(delivery_id)).state for delivery_id in delivery_ids]
+
+
+async def test_a_delivery_waits_for_a_free_courier(store: Store) -> None:
+    """With two couriers the third parcel waits, and goes when the first courier is back."""
+    parcels = [await schedule(store) for _ in range(3)]
+    assert await store.drive(FLEET, NOW) == NOW + TRIP
+    assert await states(store, *parcels) == ["IN_TRANSIT", "IN_TRANSIT", "SCHEDULED"]
+    assert await store.drive(FLEET, NOW + TRIP) == NOW + 2 * TRIP
+    assert await states(store, *parcels) == ["DELIVERED", "DELIVERED", "IN_TRANSIT"]
+    assert await store.drive(FLEET, NOW + 2 * TRIP) is None
+    assert await states(store, *parcels) == ["DELIVERED"] * 3
+
+
+async def test_a_trip_survives_a_restart(url: str) -> None:
+    """A courier who was on the road when delivery stopped arrives at the time that was set."""
+    async with open_store(url) as store:
+        parcel = await schedule(store)
+        arrival = await store.drive(FLEET, NOW)
+    async with open_store(url) as store:
+        assert arrival is not None
+        assert await store.drive(FLEET, NOW + TRIP / 2) == arrival
+        await store.drive(FLEET, arrival)
+        assert await states(store, parcel) == ["DELIVERED"]
+
+
+async def test_a_cancelled_delivery_takes_no_courier(store: Store) -> None:
+    """A parcel that was cancelled before pickup is passed over; cancelling it again changes nothing."""
+    first, second = await schedule(store), await schedule(store)
+    cancelled = await store.cancel(first, NOW)
+    assert await store.cancel(first, NOW + TRIP) == cancelled
+    await store.drive(Fleet(couriers=1, trip_seconds=600), NOW)
+    assert await states(store, first, second) == ["CANCELLED", "IN_TRANSIT"]
+
+
+async def test_what_a_courier_has_is_not_cancelled(store: Store) -> None:
+    """Cancelling a parcel on the road, or one that was handed over, is refused with its state."""
+    parcel = await schedule(store)
+    for moment, state in ((NOW, "IN_TRANSIT"), (NOW + TRIP, "DELIVERED")):
+        await store.drive(FLEET, moment)
+        with pytest.raises(NotCancellable) as refused:
+            await store.cancel(parcel, moment)
+        assert refused.value.metadata == {"state": state}
+
+
+async def test_the_feed_tells_each_change_as_it_was(store: Store) -> None:
+    """The feed holds every state with its time, oldest first, and resumes after any of its entries."""
+    parcel = await schedule(store)
+    await store.drive(FLEET, NOW)
+    await store.drive(FLEET, NOW + TRIP)
+    async with aclosing(store.follow(0)) as feed:
+        entries = [await anext(feed) for _ in range(3)]
+    assert [entry.delivery.delivery_id for entry in entries] == [parcel] * 3
+    assert [entry.delivery.state for entry in entries] == [
+        DeliveryState.SCHEDULED,
+        DeliveryState.IN_TRANSIT,
+        DeliveryState.DELIVERED,
+    ]
+    assert entries[2].delivery.update_time == NOW + TRIP
+    async with aclosing(store.follow(entries[0].sequence)) as feed:
+        assert [await anext(feed), await anext(feed)] == entries[1:]
+
+
+async def test_an_id_names_one_content(store: Store) -> None:
+    """The same id with another address is refused, and the first delivery stays as it is."""
+    parcel = await schedule(store)
+    with pytest.raises(DeliveryIdTaken):
+        await store.schedule(FLEET.delivery(parcel, Address("2 Main St", "Springfield", ""), NOW))
+    assert (await store.get(parcel)).address == HOME

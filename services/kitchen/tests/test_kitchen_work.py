@@ -1,0 +1,137 @@
+"""The kitchen at work, on a clock that the test holds."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from kitchen.domain import Item, Kitchen, NotCancellable, Step, TicketIdTaken, TicketState
+from kitchen.store import Store, open_store, portions
+from sqlalchemy import create_engine, select
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+KITCHEN = Kitchen(
+    stations={"counter": 5, "oven": 2},
+    recipes={
+        "pizza": (Step("top", "counter", 60), Step("bake", "oven", 300)),
+        "salad": (Step("toss", "counter", 30),),
+    },
+)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/kitchen.db"
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    async with open_store(url) as store:
+        yield store
+
+
+async def submit(store: Store, **quantities: int) -> str:
+    items = tuple(Item(sku, quantity) for sku, quantity in quantities.items())
+    return (await store.submit(KITCHEN, KITCHEN.ticket(str(uuid4()), items, NOW))).ticket_id
+
+
+def busy(url: str) -> Counter[str]:
+    """How many portions are at work at each station."""
+    query = select(portions.c.station).where(portions.c.done_at.is_not(None))
+    with create_engine(url).connect() as connection:
+        return Counter(connection.scalars(query))
+
+
+async def test_two_ovens_bake_two_at_a_time(store: Store, url: str) -> None:
+    """Of five portions two are in the ovens, the others wait, and the ticket is ready after the third round."""
+    ticket_id = await submit(store, pizza=5)
+    assert await store.cook(KITCHEN, NOW) == NOW + timedelta(seconds=60)
+    assert busy(url) == {"counter": 5}
+    done = NOW + timedelta(seconds=60)
+    for _round in range(3):
+        assert (await store.get(ticket_id)).state is TicketState.COOKING
+        done = await store.cook(KITCHEN, done) or done
+        assert busy(url)["oven"] in (1, 2)
+    assert busy(url)["oven"] == 1
+    assert await store.cook(KITCHEN, done) is None
+    ticket = await store.get(ticket_id)
+    assert (ticket.state, ticket.update_time) == (TicketState.READY, NOW + timedelta(seconds=60 + 3 * 300))
+
+
+async def test_first_come_first_served(store: Store) -> None:
+    """A ticket that came later is not begun while the earlier ones fill the station."""
+    first, second = await submit(store, salad=5), await submit(store, salad=1)
+    await store.cook(KITCHEN, NOW)
+    assert (await store.get(first)).state is TicketState.COOKING
+    assert (await store.get(second)).state is TicketState.QUEUED
+
+
+async def test_progress_survives_a_restart(url: str) -> None:
+    """What was in the oven when the kitchen stopped is taken out when it is done, not begun again."""
+    async with open_store(url) as store:
+        ticket_id = await submit(store, pizza=1)
+        await store.cook(KITCHEN, NOW)
+        done = await store.cook(KITCHEN, NOW + timedelta(seconds=60))
+    async with open_store(url) as store:
+        assert done == NOW + timedelta(seconds=360)
+        assert await store.cook(KITCHEN, NOW + timedelta(seconds=100)) == done
+        await store.cook(KITCHEN, done)
+        assert (await store.get(ticket_id)).state is TicketState.READY
+
+
+async def test_a_changed_recipe_is_for_new_tickets(store: Store) -> None:
+    """A ticket is made by the recipe of the time when it was submitted."""
+    ticket_id = await submit(store, salad=1)
+    longer = Kitchen(KITCHEN.stations, {"salad": (Step("toss", "counter", 30), Step("rest", "counter", 600))})
+    done = await store.cook(longer, NOW)
+    assert done == NOW + timedelta(seconds=30)
+    await store.cook(longer, done)
+    assert (await store.get(ticket_id)).state is TicketState.READY
+
+
+async def test_cancelling_frees_the_stations(store: Store, url: str) -> None:
+    """A cancelled ticket's portions leave their stations to those who wait."""
+    first, second = await submit(store, salad=5), await submit(store, salad=2)
+    await store.cook(KITCHEN, NOW)
+    assert (await store.cancel(first, NOW)).state is TicketState.CANCELLED
+    await store.cook(KITCHEN, NOW)
+    assert busy(url) == {"counter": 2}
+    assert (await store.get(second)).state is TicketState.COOKING
+
+
+async def test_a_ready_ticket_is_not_cancelled(store: Store) -> None:
+    """Cancelling what is READY is refused with the state."""
+    ticket_id = await submit(store, salad=1)
+    await store.cook(KITCHEN, NOW)
+    await store.cook(KITCHEN, NOW + timedelta(seconds=30))
+    with pytest.raises(NotCancellable) as refused:
+        await store.cancel(ticket_id, NOW)
+    assert refused.value.metadata == {"state": "READY"}
+
+
+async def test_the_feed_tells_each_change_as_it_was(store: Store) -> None:
+    """The feed holds every state with its time, oldest first, and resumes after any of its entries."""
+    ticket_id = await submit(store, salad=1)
+    await store.cook(KITCHEN, NOW)
+    await store.cook(KITCHEN, NOW + timedelta(seconds=30))
+    async with aclosing(store.follow(0)) as feed:
+        entries = [await anext(feed) for _ in range(3)]
+    assert [(entry.ticket.ticket_id, entry.ticket.state) for entry in entries] == [
+        (ticket_id, TicketState.QUEUED),
+        (ticket_id, TicketState.COOKING),
+        (ticket_id, TicketState.READY),
+    ]
+    assert entries[2].ticket.update_time == NOW + timedelta(seconds=30)
+    async with aclosing(store.follow(entries[0].sequence)) as feed:
+        assert [await anext(feed), await anext(feed)] == entries[1:]
+
+
+async def test_an_id_names_one_content(store: Store) -> None:
+    """The same id with other items is refused, and the first ticket stays as it is."""
+    ticket_id = await submit(store, salad=1)
+    with pytest.raises(TicketIdTaken):
+        await store.submit(KITCHEN, KITCHEN.ticket(ticket_id, (Item("pizza", 1),), NOW))
+    assert (await store.get(ticket_id)).items == (Item("salad", 1),)

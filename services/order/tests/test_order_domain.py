@@ -1,0 +1,140 @@
+"""The life of an order, as pure moves."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from order.domain import (
+    Address,
+    Carrying,
+    Line,
+    Making,
+    Menu,
+    MenuItem,
+    Money,
+    NotCancellable,
+    Order,
+    OrderState,
+    Step,
+    UnknownSku,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=1)
+MENU = Menu(
+    (
+        MenuItem("margherita", "Pizza Margherita", Money("EUR", 8, 500_000_000)),
+        MenuItem("belgian-waffle", "Belgian Waffle", Money("EUR", 4, 200_000_000)),
+    )
+)
+
+
+def placed() -> Order:
+    return MENU.order("id", "ada", (Line("margherita", 1),), Address("1 Main St", "Springfield", ""), NOW)
+
+
+def test_a_total_is_exact() -> None:
+    """Nanos carry into units; nothing is rounded."""
+    order = MENU.order("id", "ada", (Line("margherita", 3), Line("belgian-waffle", 2)), placed().address, NOW)
+    assert order.total == Money("EUR", 33, 900_000_000)
+
+
+def test_an_unknown_sku_is_named_with_its_line() -> None:
+    """The refusal says which line is at fault, and which SKU."""
+    with pytest.raises(UnknownSku) as refused:
+        MENU.order("id", "ada", (Line("margherita", 1), Line("sushi", 1)), placed().address, NOW)
+    assert (refused.value.subject, refused.value.metadata) == ("lines[1].sku", {"sku": "sushi"})
+
+
+def test_an_order_goes_from_placed_to_delivered() -> None:
+    """Each fact of the feeds moves the order on, and asks for the next step where there is one."""
+    order = placed()
+    assert (order.state, order.step) == (OrderState.PLACED, Step.SUBMIT_TICKET)
+    order = order.begin_step(LATER).step_done(Step.SUBMIT_TICKET, LATER)
+    assert (order.state, order.step, order.due) == (OrderState.PLACED, None, None)
+    order = order.making(Making.COOKING, LATER)
+    assert (order.state, order.step) == (OrderState.PREPARING, None)
+    order = order.making(Making.READY, LATER)
+    assert (order.state, order.step, order.due) == (OrderState.READY, Step.SCHEDULE_DELIVERY, LATER)
+    order = order.begin_step(LATER).step_done(Step.SCHEDULE_DELIVERY, LATER).carrying(Carrying.IN_TRANSIT, LATER)
+    assert (order.state, order.step) == (OrderState.OUT_FOR_DELIVERY, None)
+    assert order.carrying(Carrying.DELIVERED, LATER).state is OrderState.DELIVERED
+
+
+def test_a_hold_gives_time_for_second_thoughts() -> None:
+    """A held order is due later, and is cancelled at once until then."""
+    order = replace(MENU, hold=timedelta(minutes=1)).order("id", "ada", placed().lines, placed().address, NOW)
+    assert order.due == NOW + timedelta(minutes=1)
+    assert order.cancel(NOW).state is OrderState.CANCELLED
+
+
+def test_cancelling_after_the_kitchen_may_know_of_it_takes_a_call() -> None:
+    """Once a submission was begun, however it ended, the order is CANCELLING until the ticket is cancelled."""
+    order = placed().begin_step(LATER).cancel(LATER)
+    assert (order.state, order.step) == (OrderState.CANCELLING, Step.CANCEL_TICKET)
+    assert order.step_done(Step.CANCEL_TICKET, LATER).state is OrderState.CANCELLED
+
+
+def test_a_late_answer_to_the_submission_does_not_undo_cancelling() -> None:
+    """The submission's outcome, good or bad, no longer matters to an order that is CANCELLING."""
+    order = placed().begin_step(LATER).cancel(LATER)
+    assert order.step_done(Step.SUBMIT_TICKET, LATER) == order
+    assert order.cannot_be_made("no recipe", LATER) == order
+    assert order.retry_step(Step.SUBMIT_TICKET, LATER) == order
+
+
+def test_what_is_made_and_not_yet_to_be_carried_is_cancelled() -> None:
+    """A ticket past cancelling whose order nobody was asked to carry ends CANCELLED."""
+    order = placed().begin_step(LATER).making(Making.COOKING, LATER).cancel(LATER).ticket_past_cancelling(LATER)
+    assert order.state is OrderState.CANCELLED
+
+
+def test_a_courier_may_be_faster_than_a_cancellation() -> None:
+    """Where delivery is past cancelling, its feed takes the order from CANCELLING on its way."""
+    order = placed().begin_step(LATER).making(Making.READY, LATER).begin_step(LATER).cancel(LATER)
+    assert (order.state, order.step) == (OrderState.CANCELLING, Step.CANCEL_DELIVERY)
+    order = order.delivery_past_cancelling()
+    assert (order.state, order.step) == (OrderState.CANCELLING, None)
+    assert order.carrying(Carrying.IN_TRANSIT, LATER).state is OrderState.OUT_FOR_DELIVERY
+
+
+FACTS = st.one_of(
+    st.sampled_from(Making).map(lambda making: lambda order: order.making(making, LATER)),
+    st.sampled_from(Carrying).map(lambda carrying: lambda order: order.carrying(carrying, LATER)),
+    st.sampled_from(Step).map(lambda step: lambda order: order.step_done(step, LATER)),
+    st.sampled_from(Step).map(lambda step: lambda order: order.retry_step(step, LATER)),
+    st.just(lambda order: order.begin_step(LATER) if order.step else order),
+    st.just(lambda order: order.cannot_be_made("no recipe", LATER)),
+    st.just(lambda order: order.cannot_be_carried("no road", LATER)),
+    st.just(lambda order: order.ticket_past_cancelling(LATER)),
+    st.just(lambda order: order.delivery_past_cancelling()),
+)
+ALLOWED = {
+    OrderState.PLACED: {"PREPARING", "READY", "DELIVERED", "CANCELLING", "CANCELLED", "FAILED"},
+    OrderState.PREPARING: {"READY", "DELIVERED", "CANCELLING", "FAILED"},
+    OrderState.READY: {"OUT_FOR_DELIVERY", "DELIVERED", "CANCELLING", "FAILED"},
+    OrderState.OUT_FOR_DELIVERY: {"DELIVERED"},
+    OrderState.CANCELLING: {"CANCELLED", "OUT_FOR_DELIVERY", "DELIVERED"},
+}
+
+
+@given(st.lists(st.one_of(FACTS, st.just(None))))
+def test_no_order_of_facts_breaks_an_order(facts: "list[object]") -> None:
+    """Facts and cancellations in any order keep the states' rules; a last state is never left; a step is always due."""
+    order = placed()
+    for fact in facts:
+        before = order
+        if fact is None:
+            try:
+                order = order.cancel(LATER)
+            except NotCancellable:
+                assert order.state in ("OUT_FOR_DELIVERY", "DELIVERED", "FAILED")
+        else:
+            order = fact(order)  # type: ignore[operator]
+        if order.state is not before.state:
+            assert order.state in ALLOWED.get(before.state, set())
+        assert (order.step is None) == (order.due is None)
+        assert not (order.state.last and order.step)
+        assert (order.state is OrderState.FAILED) == bool(order.failure)

@@ -1,0 +1,67 @@
+"""What import-linter cannot see: that the services look alike, and import only what they declare."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SERVICES = ("order", "kitchen", "delivery")
+# The one file that not every service has: only order asks others for anything.
+OWN = {"clients.py"}
+OURS = {
+    "grpcmesh": "grpcmesh",
+    "mesh": "mesh-contract",
+    "buf": "mesh-contract",
+    **{f"pizza.{service}": f"pizza-{service}-contract" for service in SERVICES},
+}
+
+
+def test_who_has_read_one_service_has_read_all() -> None:
+    """The three services have the same files by the same names."""
+    files = {
+        service: {path.name for path in (ROOT / "services" / service / service).glob("*.py")} - OWN
+        for service in SERVICES
+    }
+    assert files["order"] == files["kitchen"] == files["delivery"]
+
+
+@pytest.mark.parametrize("folder", [*(f"services/{service}/{service}" for service in SERVICES), "mesh/grpcmesh"])
+def test_a_distribution_declares_what_it_imports(folder: str) -> None:
+    """Each import outside the standard library is among the dependencies that the distribution declares."""
+    package = ROOT / folder
+    project = tomllib.loads((package.parent / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=;\s]", line)[0] for line in project["dependencies"]}
+    undeclared = {
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in package.rglob("*.py")
+        for module in imports(path)
+        if module.partition(".")[0] not in {*sys.stdlib_module_names, package.name}
+        and not distributions(module) & declared
+    }
+    assert not undeclared
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, by their full names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return found
+
+
+def distributions(module: str) -> set[str]:
+    """The distributions that may provide a module."""
+    for prefix, distribution in OURS.items():
+        if module == prefix or module.startswith(f"{prefix}."):
+            return {distribution}
+    if module.startswith("google."):  # shared by two distributions
+        return {"protobuf" if module.startswith("google.protobuf") else "googleapis-common-protos"}
+    return {name.lower() for name in packages_distributions().get(module.partition(".")[0], ())}

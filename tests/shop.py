@@ -1,0 +1,156 @@
+"""The shop as real processes, for tests: started, killed and started again, in either topology."""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pizza.order.v1 import order_service_pb2 as pb
+from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
+
+TOPOLOGIES = {"all in one": ("all_in_one",), "processes": ("kitchen", "delivery", "order")}
+_START_LIMIT = 30.0  # seconds
+_STOP_LIMIT = 10.0
+
+
+def free_port() -> int:
+    """A port below the ephemeral range that nobody holds right now."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with closing(socket.socket()) as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+
+
+class Shop:
+    """One shop with a data folder of its own. Cooking takes milliseconds unless the environment says otherwise."""
+
+    def __init__(self, folder: Path, topology: str, **environment: str) -> None:
+        self.folder = folder
+        self.services = TOPOLOGIES[topology]
+        self.ports = {service: free_port() for service in ("order", "kitchen", "delivery")}
+        split = {f"ORDER_{inner.upper()}_TARGET": self._address(inner) for inner in ("kitchen", "delivery")}
+        listen = {f"{service.upper()}_LISTEN": self._address(service) for service in self.ports}
+        databases = {f"{service.upper()}_DATABASE_URL": f"sqlite:///{folder}/{service}.db" for service in self.ports}
+        quick = {"KITCHEN_TIME_SCALE": "0.0002", "DELIVERY_TIME_SCALE": "0.0002"}
+        self.environment = (
+            os.environ | listen | databases | quick | ({} if topology == "all in one" else split) | environment
+        )
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def _address(self, service: str) -> str:
+        return f"127.0.0.1:{self.ports[service]}"
+
+    @property
+    def target(self) -> str:
+        return self._address("order")
+
+    def launch(self, service: str) -> "subprocess.Popen[bytes]":
+        """Starts the process of a service and does not wait for it. Its log is SERVICE.log in the shop's folder."""
+        with (self.folder / f"{service}.log").open("ab") as log:
+            process = subprocess.Popen([sys.executable, "-m", service], env=self.environment, stderr=log)
+        self.processes[service] = process
+        return process
+
+    async def start(self, *services: str) -> None:
+        """Starts services, all of them unless named, and waits until each says that it serves."""
+        for service in services or self.services:
+            self.launch(service)
+        for service in services or self.services:
+            await self._serving("order" if service == "all_in_one" else service)
+
+    async def _serving(self, service: str) -> None:
+        async with asyncio.timeout(_START_LIMIT), grpc.aio.insecure_channel(self._address(service)) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest()
+            while True:
+                answer = await health.Check(request, wait_for_ready=True)  # type: ignore[attr-defined] # its types lack it
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+
+    def kill(self, *services: str) -> None:
+        """SIGKILLs services, all of them unless named."""
+        for service in services or self.services:
+            process = self.processes.pop(service)
+            process.kill()
+            process.wait()
+
+    def stop(self) -> None:
+        """Stops whatever runs, gracefully."""
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(_STOP_LIMIT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.processes.clear()
+
+    async def __aenter__(self) -> "Shop":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+@asynccontextmanager
+async def customer(shop: Shop) -> AsyncIterator["Customer"]:
+    """A customer of the shop, with a channel of their own that retries while the shop is away."""
+    options = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 50)]
+    async with grpc.aio.insecure_channel(shop.target, options=options) as channel:
+        yield Customer(channel)
+
+
+class Customer:
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.stub = OrderServiceStub(channel)
+
+    async def place(self, order_id: str, lines: Iterable[tuple[str, int]] = (("margherita", 1),)) -> pb.Order:
+        request = pb.PlaceOrderRequest(
+            order_id=order_id,
+            customer_id="ada",
+            lines=[pb.OrderLine(sku=sku, quantity=quantity) for sku, quantity in lines],
+            address=pb.Address(street="1 Main St", city="Springfield"),
+        )
+        return (await self.stub.PlaceOrder(request, wait_for_ready=True, timeout=20)).order
+
+    async def cancel(self, order_id: str) -> pb.Order:
+        return (await self.stub.CancelOrder(pb.CancelOrderRequest(order_id=order_id), timeout=5)).order
+
+    async def states(self, order_id: str) -> AsyncGenerator[str, None]:
+        """The states of an order as WatchOrder tells them, to the last one; resumes when the shop goes away."""
+        seen: Message | None = None
+        while True:
+            try:
+                request = pb.WatchOrderRequest(order_id=order_id)
+                async for answer in self.stub.WatchOrder(request, wait_for_ready=True, timeout=60):
+                    if answer.order != seen:
+                        yield pb.OrderState.Name(answer.order.state).removeprefix("ORDER_STATE_")
+                    seen = answer.order
+                return
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                    raise
+
+    async def until(self, order_id: str, state: str) -> list[str]:
+        """Watches until the order is in a state; answers the states on the way there, which must come."""
+        seen = []
+        async for now in self.states(order_id):
+            seen.append(now)
+            if now == state:
+                return seen
+        raise AssertionError(f"{order_id} never became {state}: {seen}")
