@@ -14,7 +14,7 @@ READY := $(VENV)/ready
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s  %s\n", $$1, $$2}'
 
 $(READY): requirements/dev.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -35,6 +35,11 @@ up: $(READY) ## the whole shop in one process, order on localhost:8080
 .PHONY: up-split
 up-split: $(READY) ## the shop as three processes, order on localhost:8080
 	@tools/up split
+
+.PHONY: up-kitchen up-delivery up-order
+up-kitchen: ## one service alone, as its own process (likewise up-delivery and up-order)
+up-kitchen up-delivery up-order: $(READY)
+	@tools/up $(@:up-%=%)
 
 .PHONY: test
 test: $(READY) ## everything that must hold: lint, types, architecture, gen/ current, tests

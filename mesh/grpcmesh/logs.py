@@ -20,7 +20,7 @@ def configure(level: str = "INFO") -> None:
     rendering: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer()]
         if terminal
-        else [structlog.processors.dict_tracebacks, _event_as_message, structlog.processors.JSONRenderer()]
+        else [structlog.processors.dict_tracebacks, _message_first, structlog.processors.JSONRenderer()]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -42,7 +42,8 @@ def configure(level: str = "INFO") -> None:
     )
 
 
-def _event_as_message(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """`message` is the name that log stores look for."""
+def _message_first(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What a reader looks for comes first; `message` is the name that log stores know."""
     event["message"] = event.pop("event", "")
-    return event
+    first = ("timestamp", "level", "logger", "message")
+    return {key: event.pop(key) for key in first if key in event} | dict(event)
