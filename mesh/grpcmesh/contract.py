@@ -9,14 +9,14 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.descriptor import EnumDescriptor, MethodDescriptor
+from google.protobuf.descriptor import EnumDescriptor, EnumValueDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 from mesh.v1 import policy_pb2
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-_REASON_PREFIX = "ERROR_REASON_"
+REASON_PREFIX = "ERROR_REASON_"
 
 
 class ContractError(Exception):
@@ -29,6 +29,8 @@ class Method:
 
     path: str
     """As gRPC names it: "/pizza.order.v1.OrderService/GetOrder"."""
+    workload: str
+    """Who serves it: "order", the innermost name of the package less its version."""
     request: type[Message]
     response: type[Message]
     timeout: float
@@ -54,7 +56,7 @@ def service_methods(service: str) -> list[Method]:
     Raises ContractError where a method has no policy, or one that contradicts itself.
     """
     descriptor = descriptor_pool.Default().FindServiceByName(service)
-    return [_method(method) for method in descriptor.methods]
+    return [read_method(method) for method in descriptor.methods]
 
 
 @cache
@@ -65,7 +67,7 @@ def find_method(path: str) -> Method:
         descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
     except KeyError:
         raise ContractError(f"{path} is in no contract that this process has imported") from None
-    return _method(descriptor)
+    return read_method(descriptor)
 
 
 def reason(enum: "EnumTypeWrapper | type[Any]", value: int) -> Reason:
@@ -74,15 +76,25 @@ def reason(enum: "EnumTypeWrapper | type[Any]", value: int) -> Reason:
     The domain is the enum's package without its version, innermost name first: pizza.order.v1 is "order.pizza".
     """
     descriptor: EnumDescriptor = enum.DESCRIPTOR
-    entry = descriptor.values_by_number[value]
+    return read_reason(descriptor.values_by_number[value])
+
+
+def read_reason(entry: EnumValueDescriptor) -> Reason:
+    """The reason of an `ErrorReason` value's descriptor; raises ContractError where it has no status code."""
     code: int = entry.GetOptions().Extensions[policy_pb2.code]
     if code == 0:
-        raise ContractError(f"{descriptor.full_name}.{entry.name} has no status code (mesh.v1.code)")
-    domain = ".".join(reversed(descriptor.file.package.split(".")[:-1]))
-    return Reason(domain, entry.name.removeprefix(_REASON_PREFIX), _CODES[code])
+        raise ContractError(f"{entry.type.full_name}.{entry.name} has no status code (mesh.v1.code)")
+    return Reason(".".join(reversed(_names(entry.type))), entry.name.removeprefix(REASON_PREFIX), _CODES[code])
 
 
-def _method(descriptor: MethodDescriptor) -> Method:
+def _names(descriptor: "ServiceDescriptor | EnumDescriptor") -> list[str]:
+    """The package's names without the version: ["pizza", "order"]."""
+    names: list[str] = descriptor.file.package.split(".")[:-1]
+    return names
+
+
+def read_method(descriptor: MethodDescriptor) -> Method:
+    """The method of a descriptor; raises ContractError where it has no policy, or one that contradicts itself."""
     path = f"/{descriptor.containing_service.full_name}/{descriptor.name}"
     options: MethodOptions = descriptor.GetOptions()
     if not options.HasExtension(policy_pb2.policy):
@@ -96,6 +108,7 @@ def _method(descriptor: MethodDescriptor) -> Method:
         raise ContractError(f"{path} may be attempted {policy.max_attempts} times and has no idempotency_level")
     return Method(
         path=path,
+        workload=_names(descriptor.containing_service)[-1],
         request=message_factory.GetMessageClass(descriptor.input_type),
         response=message_factory.GetMessageClass(descriptor.output_type),
         timeout=timeout,
