@@ -73,6 +73,11 @@ proto-check: $(READY)
 	elif [ -n "$$CI" ]; then exit 1; \
 	else echo "LEFT OUT: the check that gen/ is current (see the line above)"; fi
 
+BASE ?= main
+.PHONY: breaking
+breaking: third-party ## what the contract changes since BASE (main) that breaks a caller, policy included
+	@tools/breaking $(BASE)
+
 .PHONY: lock
 lock: $(READY) ## resolve the dependencies anew into requirements/
 	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
