@@ -7,11 +7,12 @@ Writes go through one place (`_write`), reads beside them.
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +72,31 @@ changes = sa.Table(
 secret = sa.Table("secret", metadata, sa.Column("key", sa.String(64), primary_key=True))
 
 
+# Built once: making a statement costs SQLAlchemy more than running it.
+_ID: sa.BindParameter[Any] = sa.bindparam("id")
+_NOW = sa.bindparam("now", type_=Instant)
+_FIND = sa.select(deliveries).where(deliveries.c.delivery_id == _ID)
+_INSERT = deliveries.insert()
+_UPDATE = deliveries.update().where(deliveries.c.delivery_id == _ID)
+_ARRIVED = sa.select(deliveries).where(deliveries.c.arrives_at <= _NOW).order_by(deliveries.c.arrives_at)
+_ON_THE_ROAD = sa.select(sa.func.count()).select_from(deliveries).where(deliveries.c.arrives_at.is_not(None))
+_WAITING = (
+    sa.select(deliveries)
+    .where(deliveries.c.state == DeliveryState.SCHEDULED)
+    .order_by(deliveries.c.number)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+)
+_NEXT_ARRIVAL = sa.select(sa.func.min(deliveries.c.arrives_at))
+_RECORD = changes.insert()
+_CHANGES_AFTER = (
+    sa.select(changes.c.sequence, deliveries, changes.c.state.label("then"), changes.c.update_time.label("then_at"))
+    .join(deliveries)
+    .where(changes.c.sequence > sa.bindparam("after"))
+    .order_by(changes.c.sequence)
+    .limit(_FEED_PAGE)
+)
+
+
 class StoreUnavailable(Exception):
     """The database does not answer, and nothing was stored."""
 
@@ -102,15 +128,14 @@ class Store:
                 if existing.address != delivery.address:
                     raise DeliveryIdTaken(delivery.delivery_id)
                 return existing
-            connection.execute(
-                deliveries.insert().values(
-                    delivery_id=delivery.delivery_id,
-                    address=asdict(delivery.address),
-                    state=delivery.state,
-                    create_time=delivery.create_time,
-                    update_time=delivery.update_time,
-                )
-            )
+            values = {
+                "delivery_id": delivery.delivery_id,
+                "address": asdict(delivery.address),
+                "state": delivery.state,
+                "create_time": delivery.create_time,
+                "update_time": delivery.update_time,
+            }
+            connection.execute(_INSERT, values)
             _record(connection, delivery)
             return delivery
 
@@ -136,39 +161,25 @@ class Store:
         """Hands over what has arrived by now, sends free couriers off, and answers when the next one arrives."""
 
         def work(connection: sa.Connection) -> datetime | None:
-            arrived = sa.select(deliveries).where(deliveries.c.arrives_at <= now).order_by(deliveries.c.arrives_at)
-            for delivery in map(_delivery, connection.execute(arrived).all()):
+            for delivery in map(_delivery, connection.execute(_ARRIVED, {"now": now}).all()):
                 _save(connection, delivery.handed_over(now), arrives_at=None)
-            on_the_road = connection.scalar(
-                sa.select(sa.func.count()).select_from(deliveries).where(deliveries.c.arrives_at.is_not(None))
-            )
-            waiting = (
-                sa.select(deliveries)
-                .where(deliveries.c.state == DeliveryState.SCHEDULED)
-                .order_by(deliveries.c.number)
-                .limit(max(0, fleet.couriers - (on_the_road or 0)))
-            )
-            for delivery in map(_delivery, connection.execute(waiting).all()):
-                _save(connection, delivery.picked_up(now), arrives_at=fleet.arrives_at(now))
-            next_arrival: datetime | None = connection.scalar(sa.select(sa.func.min(deliveries.c.arrives_at)))
+            free = fleet.couriers - (connection.scalar(_ON_THE_ROAD) or 0)
+            if free > 0:
+                for delivery in map(_delivery, connection.execute(_WAITING, {"limit": free}).all()):
+                    _save(connection, delivery.picked_up(now), arrives_at=fleet.arrives_at(now))
+            next_arrival: datetime | None = connection.scalar(_NEXT_ARRIVAL)
             return next_arrival
 
         return await self._write(work)
 
     async def follow(self, sequence: int) -> AsyncGenerator[Change, None]:
         """The feed after `sequence`, oldest first, without an end."""
-        query = (
-            sa.select(changes.c.sequence, deliveries, changes.c.state.label("then"), changes.c.update_time.label("at"))
-            .join(deliveries)
-            .order_by(changes.c.sequence)
-            .limit(_FEED_PAGE)
-        )
         while True:
             changed = self.changed
-            page = query.where(changes.c.sequence > sequence)
-            rows = await self._read(lambda connection, page=page: connection.execute(page).all())  # type: ignore[misc]
+            after = {"after": sequence}
+            rows = await self._read(partial(_all, query=_CHANGES_AFTER, values=after))
             for row in rows:
-                then = replace(_delivery(row), state=DeliveryState(row.then), update_time=row.at)
+                then = replace(_delivery(row), state=DeliveryState(row.then), update_time=row.then_at)
                 yield Change(row.sequence, then)
                 sequence = row.sequence
             if not rows:
@@ -258,8 +269,12 @@ def _secret(engine: sa.Engine) -> str:
         return str(key)
 
 
+def _all(connection: sa.Connection, query: sa.Select[Any], values: dict[str, Any]) -> Sequence["sa.Row[Any]"]:
+    return connection.execute(query, values).all()
+
+
 def _find(connection: sa.Connection, delivery_id: str) -> Delivery | None:
-    row = connection.execute(sa.select(deliveries).where(deliveries.c.delivery_id == delivery_id)).one_or_none()
+    row = connection.execute(_FIND, {"id": delivery_id}).one_or_none()
     return None if row is None else _delivery(row)
 
 
@@ -272,14 +287,14 @@ def _get(connection: sa.Connection, delivery_id: str) -> Delivery:
 
 def _save(connection: sa.Connection, delivery: Delivery, **values: Any) -> None:
     """Stores a delivery's new state, and the change with it."""
-    values |= {"state": delivery.state, "update_time": delivery.update_time}
-    connection.execute(deliveries.update().where(deliveries.c.delivery_id == delivery.delivery_id).values(values))
+    values |= {"id": delivery.delivery_id, "state": delivery.state, "update_time": delivery.update_time}
+    connection.execute(_UPDATE, values)
     _record(connection, delivery)
 
 
 def _record(connection: sa.Connection, delivery: Delivery) -> None:
     values = {"delivery_id": delivery.delivery_id, "state": delivery.state, "update_time": delivery.update_time}
-    connection.execute(changes.insert().values(values))
+    connection.execute(_RECORD, values)
 
 
 def _delivery(row: "sa.Row[Any]") -> Delivery:

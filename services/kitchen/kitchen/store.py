@@ -7,11 +7,12 @@ Writes go through one place (`_write`), reads beside them.
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +82,38 @@ changes = sa.Table(
 secret = sa.Table("secret", metadata, sa.Column("key", sa.String(64), primary_key=True))
 
 
+# Built once: making a statement costs SQLAlchemy more than running it.
+_ID: sa.BindParameter[Any] = sa.bindparam("id")
+_NOW = sa.bindparam("now", type_=Instant)
+_FIND = sa.select(tickets).where(tickets.c.ticket_id == _ID)
+_INSERT = tickets.insert()
+_UPDATE = tickets.update().where(tickets.c.ticket_id == _ID)
+_PORTION_DONE = _UPDATE.values(portions_left=tickets.c.portions_left - 1).returning(tickets.c.portions_left)
+_ADD_PORTIONS = portions.insert()
+_REMOVE_PORTIONS = portions.delete().where(portions.c.ticket_id == _ID)
+_MOVE_PORTION = portions.update().where(portions.c.portion_id == _ID)
+_REMOVE_PORTION = portions.delete().where(portions.c.portion_id == _ID)
+_DONE = sa.select(portions).where(portions.c.done_at <= _NOW)
+_NEXT_DONE = sa.select(sa.func.min(portions.c.done_at))
+_BUSY = (
+    sa.select(portions.c.station, sa.func.count()).where(portions.c.done_at.is_not(None)).group_by(portions.c.station)
+)
+_WAITING = (
+    sa.select(portions)
+    .where(portions.c.station == sa.bindparam("at"), portions.c.done_at.is_(None))
+    .order_by(portions.c.portion_id)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+)
+_RECORD = changes.insert()
+_CHANGES_AFTER = (
+    sa.select(changes.c.sequence, tickets, changes.c.state.label("then"), changes.c.update_time.label("then_at"))
+    .join(tickets)
+    .where(changes.c.sequence > sa.bindparam("after"))
+    .order_by(changes.c.sequence)
+    .limit(_FEED_PAGE)
+)
+
+
 class StoreUnavailable(Exception):
     """The database does not answer, and nothing was stored."""
 
@@ -113,28 +146,16 @@ class Store:
                     raise TicketIdTaken(ticket.ticket_id)
                 return existing
             plans = kitchen.plans(ticket.items)
-            connection.execute(
-                tickets.insert().values(
-                    ticket_id=ticket.ticket_id,
-                    items=[asdict(item) for item in ticket.items],
-                    state=ticket.state,
-                    portions_left=len(plans),
-                    create_time=ticket.create_time,
-                    update_time=ticket.update_time,
-                )
-            )
-            connection.execute(
-                portions.insert(),
-                [
-                    {
-                        "ticket_id": ticket.ticket_id,
-                        "steps": [asdict(step) for step in plan],
-                        "position": 0,
-                        "station": plan[0].station,
-                    }
-                    for plan in plans
-                ],
-            )
+            values = {
+                "ticket_id": ticket.ticket_id,
+                "items": [asdict(item) for item in ticket.items],
+                "state": ticket.state,
+                "portions_left": len(plans),
+                "create_time": ticket.create_time,
+                "update_time": ticket.update_time,
+            }
+            connection.execute(_INSERT, values)
+            connection.execute(_ADD_PORTIONS, [_new_portion(ticket.ticket_id, plan) for plan in plans])
             _record(connection, ticket)
             return ticket
 
@@ -151,7 +172,7 @@ class Store:
             ticket = _get(connection, ticket_id)
             cancelled = ticket.cancelled(now)
             if cancelled != ticket:
-                connection.execute(portions.delete().where(portions.c.ticket_id == ticket_id))
+                connection.execute(_REMOVE_PORTIONS, {"id": ticket_id})
                 _save(connection, cancelled)
             return cancelled
 
@@ -162,9 +183,10 @@ class Store:
 
         def work(connection: sa.Connection) -> datetime | None:
             _finish(connection, now)
+            busy = dict(connection.execute(_BUSY).tuples().all())
             for station, capacity in kitchen.stations.items():
-                _fill(connection, kitchen, station, capacity, now)
-            next_done: datetime | None = connection.scalar(sa.select(sa.func.min(portions.c.done_at)))
+                _fill(connection, kitchen, station, capacity - busy.get(station, 0), now)
+            next_done: datetime | None = connection.scalar(_NEXT_DONE)
             return next_done
 
         return await self._write(work)
@@ -180,18 +202,12 @@ class Store:
 
     async def follow(self, sequence: int) -> AsyncGenerator[Change, None]:
         """The feed after `sequence`, oldest first, without an end."""
-        query = (
-            sa.select(changes.c.sequence, tickets, changes.c.state.label("then"), changes.c.update_time.label("at"))
-            .join(tickets)
-            .order_by(changes.c.sequence)
-            .limit(_FEED_PAGE)
-        )
         while True:
             changed = self.changed
-            page = query.where(changes.c.sequence > sequence)
-            rows = await self._read(lambda connection, page=page: connection.execute(page).all())  # type: ignore[misc]
+            after = {"after": sequence}
+            rows = await self._read(partial(_all, query=_CHANGES_AFTER, values=after))
             for row in rows:
-                ticket = Ticket(row.ticket_id, _items(row.items), TicketState(row.then), row.create_time, row.at)
+                ticket = Ticket(row.ticket_id, _items(row.items), TicketState(row.then), row.create_time, row.then_at)
                 yield Change(row.sequence, ticket)
                 sequence = row.sequence
             if not rows:
@@ -283,46 +299,36 @@ def _secret(engine: sa.Engine) -> str:
 
 def _finish(connection: sa.Connection, now: datetime) -> None:
     """Moves every portion whose step is done to its next station, or off the board, and finishes tickets."""
-    for portion in map(_portion, connection.execute(sa.select(portions).where(portions.c.done_at <= now))):
-        here = portions.c.portion_id == portion.portion_id
+    for portion in map(_portion, connection.execute(_DONE, {"now": now}).all()):
         advanced = portion.advanced()
         if advanced is not None:
             values = {"position": advanced.position, "station": advanced.step.station, "done_at": None}
-            connection.execute(portions.update().where(here).values(values))
+            connection.execute(_MOVE_PORTION, {"id": portion.portion_id} | values)
             continue
-        connection.execute(portions.delete().where(here))
-        left = connection.scalar(
-            tickets.update()
-            .where(tickets.c.ticket_id == portion.ticket_id)
-            .values(portions_left=tickets.c.portions_left - 1)
-            .returning(tickets.c.portions_left)
-        )
-        if left == 0:
+        connection.execute(_REMOVE_PORTION, {"id": portion.portion_id})
+        if connection.scalar(_PORTION_DONE, {"id": portion.ticket_id}) == 0:
             _save(connection, _get(connection, portion.ticket_id).finished(now))
 
 
-def _fill(connection: sa.Connection, kitchen: Kitchen, station: str, capacity: int, now: datetime) -> None:
+def _fill(connection: sa.Connection, kitchen: Kitchen, station: str, room: int, now: datetime) -> None:
     """Begins the step of the portions that have waited longest, as many as the station has room for."""
-    at_station = portions.c.station == station
-    busy = connection.scalar(
-        sa.select(sa.func.count()).select_from(portions).where(at_station, portions.c.done_at.is_not(None))
-    )
-    waiting = (
-        sa.select(portions)
-        .where(at_station, portions.c.done_at.is_(None))
-        .order_by(portions.c.portion_id)
-        .limit(max(0, capacity - (busy or 0)))
-    )
-    for portion in [_portion(row) for row in connection.execute(waiting)]:
+    if room <= 0:
+        return
+    waiting = connection.execute(_WAITING, {"at": station, "limit": room}).all()
+    for portion in map(_portion, waiting):
         done_at = kitchen.done_at(portion.step, now)
-        connection.execute(portions.update().where(portions.c.portion_id == portion.portion_id).values(done_at=done_at))
+        connection.execute(_MOVE_PORTION, {"id": portion.portion_id, "done_at": done_at})
         ticket = _get(connection, portion.ticket_id)
         if ticket.begun(now) != ticket:
             _save(connection, ticket.begun(now))
 
 
+def _all(connection: sa.Connection, query: sa.Select[Any], values: dict[str, Any]) -> Sequence["sa.Row[Any]"]:
+    return connection.execute(query, values).all()
+
+
 def _find(connection: sa.Connection, ticket_id: str) -> Ticket | None:
-    row = connection.execute(sa.select(tickets).where(tickets.c.ticket_id == ticket_id)).one_or_none()
+    row = connection.execute(_FIND, {"id": ticket_id}).one_or_none()
     if row is None:
         return None
     return Ticket(row.ticket_id, _items(row.items), TicketState(row.state), row.create_time, row.update_time)
@@ -337,18 +343,23 @@ def _get(connection: sa.Connection, ticket_id: str) -> Ticket:
 
 def _save(connection: sa.Connection, ticket: Ticket) -> None:
     """Stores a ticket's new state, and the change with it."""
-    values = {"state": ticket.state, "update_time": ticket.update_time}
-    connection.execute(tickets.update().where(tickets.c.ticket_id == ticket.ticket_id).values(values))
+    values = {"id": ticket.ticket_id, "state": ticket.state, "update_time": ticket.update_time}
+    connection.execute(_UPDATE, values)
     _record(connection, ticket)
 
 
 def _record(connection: sa.Connection, ticket: Ticket) -> None:
     values = {"ticket_id": ticket.ticket_id, "state": ticket.state, "update_time": ticket.update_time}
-    connection.execute(changes.insert().values(values))
+    connection.execute(_RECORD, values)
 
 
 def _items(items: list[dict[str, Any]]) -> tuple[Item, ...]:
     return tuple(Item(**item) for item in items)
+
+
+def _new_portion(ticket_id: str, plan: tuple[Step, ...]) -> dict[str, Any]:
+    steps = [asdict(step) for step in plan]
+    return {"ticket_id": ticket_id, "steps": steps, "position": 0, "station": plan[0].station}
 
 
 def _portion(row: "sa.Row[Any]") -> Portion:

@@ -86,6 +86,38 @@ feeds = sa.Table(
 secret = sa.Table("secret", metadata, sa.Column("key", sa.String(64), primary_key=True))
 
 
+# Built once: making a statement costs SQLAlchemy more than running it.
+_ID: sa.BindParameter[Any] = sa.bindparam("id")
+_LIMIT = sa.bindparam("limit", type_=sa.Integer)
+_NOW = sa.bindparam("now", type_=Instant)
+_FIND = sa.select(orders).where(orders.c.order_id == _ID)
+_FIND_FOR_UPDATE = _FIND.with_for_update()
+_INSERT = orders.insert()
+_UPDATE = orders.update().where(orders.c.order_id == _ID)
+_TAKE_DUE = sa.select(orders).where(orders.c.due <= _NOW).order_by(orders.c.due).limit(_LIMIT)
+_TAKE_DUE = _TAKE_DUE.with_for_update(skip_locked=True)
+_NEXT_DUE = sa.select(sa.func.min(orders.c.due))
+_FIRST_PAGE = (
+    sa.select(orders)
+    .where(orders.c.customer_id == sa.bindparam("customer_id"))
+    .order_by(orders.c.create_time.desc(), orders.c.order_id.desc())
+    .limit(_LIMIT)
+)
+_NEXT_PAGE = _FIRST_PAGE.where(
+    sa.tuple_(orders.c.create_time, orders.c.order_id) < sa.tuple_(sa.bindparam("time", type_=Instant), _ID)
+)
+_RECORD = changes.insert()
+_LAST_CHANGE = sa.select(sa.func.max(changes.c.sequence)).where(changes.c.order_id == _ID)
+_CHANGES_AFTER = (
+    sa.select(changes)
+    .where(changes.c.order_id == _ID, changes.c.sequence > sa.bindparam("after"))
+    .order_by(changes.c.sequence)
+)
+_TOKEN = sa.select(feeds.c.token).where(feeds.c.feed == sa.bindparam("name"))
+_SET_TOKEN = feeds.update().where(feeds.c.feed == sa.bindparam("name"))
+_NEW_TOKEN = feeds.insert()
+
+
 class StoreUnavailable(Exception):
     """The database does not answer, and nothing was stored."""
 
@@ -110,7 +142,7 @@ class Store:
                 if not existing.same_content(order):
                     raise OrderIdTaken(order.order_id)
                 return existing
-            connection.execute(orders.insert().values(_values(order)))
+            connection.execute(_INSERT, _values(order))
             _record(connection, order)
             return order
 
@@ -124,12 +156,12 @@ class Store:
 
     async def list(self, customer_id: str, limit: int, after: tuple[datetime, str] | None) -> builtins.list[Order]:
         """A customer's orders, newest first, from just after that of (create_time, order_id)."""
-        query = sa.select(orders).where(orders.c.customer_id == customer_id)
+        values: dict[str, Any] = {"customer_id": customer_id, "limit": limit}
+        query = _FIRST_PAGE
         if after is not None:
-            place = sa.tuple_(orders.c.create_time, orders.c.order_id)
-            query = query.where(place < sa.tuple_(sa.literal(after[0], Instant), after[1]))
-        query = query.order_by(orders.c.create_time.desc(), orders.c.order_id.desc()).limit(limit)
-        return await self._read(lambda connection: [_order(row) for row in connection.execute(query)])
+            query = _NEXT_PAGE
+            values |= {"time": after[0], "id": after[1]}
+        return await self._read(lambda connection: [_order(row) for row in connection.execute(query, values)])
 
     async def update(
         self, order_id: str, move: Callable[[Order], Order], *, feed: str | None = None, token: str = ""
@@ -142,12 +174,12 @@ class Store:
         def work(connection: sa.Connection) -> Order | None:
             if feed is not None:
                 _set_token(connection, feed, token)
-            before = _find(connection, order_id, lock=True)
+            before = _find(connection, order_id, _FIND_FOR_UPDATE)
             if before is None:
                 return None
             after = move(before)
             if after != before:
-                connection.execute(orders.update().where(orders.c.order_id == order_id).values(_values(after)))
+                connection.execute(_UPDATE, {"id": order_id} | _values(after))
             if after.state is not before.state:
                 _record(connection, after)
             return after
@@ -163,12 +195,11 @@ class Store:
         """Takes orders whose step is due until `lease_ends`, and answers when the next one that is not taken is due."""
 
         def work(connection: sa.Connection) -> tuple[builtins.list[Order], datetime | None]:
-            due = sa.select(orders).where(orders.c.due <= now).order_by(orders.c.due).limit(limit)
-            rows = connection.execute(due.with_for_update(skip_locked=True)).all()
+            rows = connection.execute(_TAKE_DUE, {"now": now, "limit": limit}).all()
             taken = [_order(row).begin_step(lease_ends) for row in rows]
             for order in taken:
-                connection.execute(orders.update().where(orders.c.order_id == order.order_id).values(_values(order)))
-            next_due: datetime | None = connection.scalar(sa.select(sa.func.min(orders.c.due)))
+                connection.execute(_UPDATE, {"id": order.order_id} | _values(order))
+            next_due: datetime | None = connection.scalar(_NEXT_DUE)
             return taken, next_due
 
         return await self._write(work)
@@ -195,8 +226,7 @@ class Store:
 
     async def feed_token(self, feed: str) -> str:
         """How far a feed was read; empty where it was not yet."""
-        query = sa.select(feeds.c.token).where(feeds.c.feed == feed)
-        return await self._read(lambda connection: connection.scalar(query) or "")
+        return await self._read(lambda connection: connection.scalar(_TOKEN, {"name": feed}) or "")
 
     async def begin_feed_anew(self, feed: str, step: Step, waiting: Sequence[OrderState], now: datetime) -> None:
         """Forgets how far a feed was read, and makes `step` due for each order that waits in one of these states."""
@@ -300,9 +330,8 @@ def _secret(engine: sa.Engine) -> str:
         return str(key)
 
 
-def _find(connection: sa.Connection, order_id: str, lock: bool = False) -> Order | None:
-    query = sa.select(orders).where(orders.c.order_id == order_id)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+def _find(connection: sa.Connection, order_id: str, query: sa.Select[Any] = _FIND) -> Order | None:
+    row = connection.execute(query, {"id": order_id}).one_or_none()
     return None if row is None else _order(row)
 
 
@@ -314,13 +343,11 @@ def _get(connection: sa.Connection, order_id: str) -> Order:
 
 
 def _get_with_sequence(connection: sa.Connection, order_id: str) -> tuple[Order, int]:
-    last = sa.select(sa.func.max(changes.c.sequence)).where(changes.c.order_id == order_id)
-    return _get(connection, order_id), connection.scalar(last) or 0
+    return _get(connection, order_id), connection.scalar(_LAST_CHANGE, {"id": order_id}) or 0
 
 
 def _changes_after(connection: sa.Connection, order: Order, sequence: int) -> list[tuple[int, Order]]:
-    query = sa.select(changes).where(changes.c.order_id == order.order_id, changes.c.sequence > sequence)
-    rows = connection.execute(query.order_by(changes.c.sequence))
+    rows = connection.execute(_CHANGES_AFTER, {"id": order.order_id, "after": sequence})
     return [
         (row.sequence, replace(order, state=OrderState(row.state), update_time=row.update_time, failure=row.failure))
         for row in rows
@@ -334,13 +361,12 @@ def _record(connection: sa.Connection, order: Order) -> None:
         "update_time": order.update_time,
         "failure": order.failure,
     }
-    connection.execute(changes.insert().values(values))
+    connection.execute(_RECORD, values)
 
 
 def _set_token(connection: sa.Connection, feed: str, token: str) -> None:
-    updated = connection.execute(feeds.update().where(feeds.c.feed == feed).values(token=token))
-    if updated.rowcount == 0:
-        connection.execute(feeds.insert().values(feed=feed, token=token))
+    if connection.execute(_SET_TOKEN, {"name": feed, "token": token}).rowcount == 0:
+        connection.execute(_NEW_TOKEN, {"feed": feed, "token": token})
 
 
 def _values(order: Order) -> dict[str, Any]:
