@@ -96,7 +96,9 @@ _REMOVE_PORTION = portions.delete().where(portions.c.portion_id == _ID)
 _DONE = sa.select(portions).where(portions.c.done_at <= _NOW)
 _NEXT_DONE = sa.select(sa.func.min(portions.c.done_at))
 _BUSY = (
-    sa.select(portions.c.station, sa.func.count()).where(portions.c.done_at.is_not(None)).group_by(portions.c.station)
+    sa.select(portions.c.station, sa.func.count().label("portions"))
+    .where(portions.c.done_at.is_not(None))
+    .group_by(portions.c.station)
 )
 _WAITING = (
     sa.select(portions)
@@ -183,7 +185,7 @@ class Store:
 
         def work(connection: sa.Connection) -> datetime | None:
             _finish(connection, now)
-            busy = dict(connection.execute(_BUSY).tuples().all())
+            busy = {row.station: row.portions for row in connection.execute(_BUSY)}
             for station, capacity in kitchen.stations.items():
                 _fill(connection, kitchen, station, capacity - busy.get(station, 0), now)
             next_done: datetime | None = connection.scalar(_NEXT_DONE)

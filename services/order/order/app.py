@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from random import Random
 
 import grpc
@@ -34,7 +34,9 @@ async def order_app(
         server = Server(check=store.ping)
         server.add(add_OrderServiceServicer_to_server, OrderApi(menu, store, clock), REFUSALS)
         server.listen(settings.listen)
-        fulfilment = Fulfilment(store, Kitchen(kitchen), Delivery(delivery), clock, Random())  # noqa: S311 # jitter
+        check_after = timedelta(seconds=settings.check_after)
+        jitter = Random()  # noqa: S311 # no secret
+        fulfilment = Fulfilment(store, Kitchen(kitchen), Delivery(delivery), clock, jitter, check_after)
         working = asyncio.create_task(fulfilment.run())
         try:
             await server.start()

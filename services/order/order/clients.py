@@ -28,8 +28,8 @@ class PastCancelling(Exception):
     """What was to be cancelled is too far."""
 
 
-class NothingToCancel(Exception):
-    """What was to be cancelled has not arrived there, though it still may."""
+class NotThere(Exception):
+    """What was asked about is not known there, though it may still be on its way."""
 
 
 class TokenRefused(Exception):
@@ -60,18 +60,25 @@ class Kitchen:
             _raise(error)
 
     async def cancel(self, order: Order) -> None:
-        """Raises PastCancelling, NothingToCancel, Unreachable."""
+        """Raises PastCancelling, NotThere, Unreachable."""
         try:
             await self._stub.CancelTicket(kitchen_pb.CancelTicketRequest(ticket_id=order.order_id))
         except grpc.aio.AioRpcError as error:
             _raise(error)
 
+    async def check(self, order: Order) -> Making:
+        """How far the order is; raises NotThere, Unreachable."""
+        try:
+            answer = await self._stub.GetTicket(kitchen_pb.GetTicketRequest(ticket_id=order.order_id))
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+        return _making(answer.ticket)
+
     async def updates(self, token: str) -> AsyncIterator[Update[Making]]:
         """The kitchen's feed after `token`; raises TokenRefused, Unreachable."""
         try:
             async for change in self._stub.WatchTickets(kitchen_pb.WatchTicketsRequest(resume_token=token)):
-                state = kitchen_pb.TicketState.Name(change.ticket.state).removeprefix("TICKET_STATE_")
-                yield Update(change.ticket.ticket_id, Making(state), change.resume_token)
+                yield Update(change.ticket.ticket_id, _making(change.ticket), change.resume_token)
         except grpc.aio.AioRpcError as error:
             _raise(error)
 
@@ -93,26 +100,41 @@ class Delivery:
             _raise(error)
 
     async def cancel(self, order: Order) -> None:
-        """Raises PastCancelling, NothingToCancel, Unreachable."""
+        """Raises PastCancelling, NotThere, Unreachable."""
         try:
             await self._stub.CancelDelivery(delivery_pb.CancelDeliveryRequest(delivery_id=order.order_id))
         except grpc.aio.AioRpcError as error:
             _raise(error)
 
+    async def check(self, order: Order) -> Carrying:
+        """How far the order is; raises NotThere, Unreachable."""
+        try:
+            answer = await self._stub.GetDelivery(delivery_pb.GetDeliveryRequest(delivery_id=order.order_id))
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+        return _carrying(answer.delivery)
+
     async def updates(self, token: str) -> AsyncIterator[Update[Carrying]]:
         """Delivery's feed after `token`; raises TokenRefused, Unreachable."""
         try:
             async for change in self._stub.WatchDeliveries(delivery_pb.WatchDeliveriesRequest(resume_token=token)):
-                state = delivery_pb.DeliveryState.Name(change.delivery.state).removeprefix("DELIVERY_STATE_")
-                yield Update(change.delivery.delivery_id, Carrying(state), change.resume_token)
+                yield Update(change.delivery.delivery_id, _carrying(change.delivery), change.resume_token)
         except grpc.aio.AioRpcError as error:
             _raise(error)
 
 
+def _making(ticket: kitchen_pb.Ticket) -> Making:
+    return Making(kitchen_pb.TicketState.Name(ticket.state).removeprefix("TICKET_STATE_"))
+
+
+def _carrying(delivery: delivery_pb.Delivery) -> Carrying:
+    return Carrying(delivery_pb.DeliveryState.Name(delivery.state).removeprefix("DELIVERY_STATE_"))
+
+
 _MEANING: dict[str, type[Exception]] = {
     "NOT_CANCELLABLE": PastCancelling,
-    "TICKET_NOT_FOUND": NothingToCancel,
-    "DELIVERY_NOT_FOUND": NothingToCancel,
+    "TICKET_NOT_FOUND": NotThere,
+    "DELIVERY_NOT_FOUND": NotThere,
     "BAD_RESUME_TOKEN": TokenRefused,
     "NO_RECIPE": Refused,
     "TICKET_ID_TAKEN": Refused,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from grpcmesh import StartError
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from order import domain
@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     """Where delivery is, likewise."""
     hold: NonNegativeFloat = 0.0
     """Seconds for second thoughts: so long an order waits before it goes to the kitchen, and is cancelled at once."""
+    check_after: PositiveFloat = 60.0
+    """Seconds without news of an order after which the kitchen or delivery is asked for them."""
     log_level: str = "INFO"
 
 

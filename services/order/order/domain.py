@@ -28,11 +28,13 @@ class OrderState(StrEnum):
 
 
 class Step(StrEnum):
-    """What the shop has to do next for an order; None where it waits for the kitchen or for delivery."""
+    """What the shop has to do next for an order. One that waits for news asks for them now and then (CHECK_)."""
 
     SUBMIT_TICKET = "SUBMIT_TICKET"
+    CHECK_TICKET = "CHECK_TICKET"
     CANCEL_TICKET = "CANCEL_TICKET"
     SCHEDULE_DELIVERY = "SCHEDULE_DELIVERY"
+    CHECK_DELIVERY = "CHECK_DELIVERY"
     CANCEL_DELIVERY = "CANCEL_DELIVERY"
 
 
@@ -210,6 +212,26 @@ class Order:
         if step in (Step.CANCEL_TICKET, Step.CANCEL_DELIVERY):
             return self._moved(OrderState.CANCELLED, now)
         return replace(self, step=None, due=None, attempts=0)
+
+    def check_later(self, due: datetime) -> "Order":
+        """Where the order waits for news of others, it asks for them at `due`, lest they were lost."""
+        if self.step is not None or self.state.last:
+            return self
+        return replace(self, step=Step.CHECK_DELIVERY if self.asked_delivery else Step.CHECK_TICKET, due=due)
+
+    def ticket_lost(self, now: datetime) -> "Order":
+        """The kitchen does not know the ticket that it had taken: it is asked again."""
+        if self.step is not Step.CHECK_TICKET:
+            return self
+        return replace(self, step=Step.SUBMIT_TICKET, due=now, attempts=0)
+
+    def delivery_lost(self, now: datetime) -> "Order":
+        """Delivery does not know what it had taken: it is asked again, unless a courier has left with the order."""
+        if self.step is not Step.CHECK_DELIVERY:
+            return self
+        if self.state is not OrderState.READY:
+            return self._failed("delivery has lost it", now)
+        return replace(self, step=Step.SCHEDULE_DELIVERY, due=now, attempts=0)
 
     def cannot_be_made(self, reason: str, now: datetime) -> "Order":
         """The kitchen will never take this order."""

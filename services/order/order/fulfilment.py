@@ -5,7 +5,7 @@ it has read. So it may be killed at any instant: the next one goes on from what 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
 from random import Random
 
@@ -14,7 +14,7 @@ import structlog
 from order.clients import (
     Delivery,
     Kitchen,
-    NothingToCancel,
+    NotThere,
     PastCancelling,
     Progress,
     Refused,
@@ -22,7 +22,7 @@ from order.clients import (
     Unreachable,
     Update,
 )
-from order.domain import Order, OrderState, Step
+from order.domain import Order, Step
 from order.store import Store
 
 _log = structlog.get_logger("order")
@@ -38,12 +38,21 @@ Apply = Callable[[Order, datetime], Order]
 
 
 class Fulfilment:
-    def __init__(self, store: Store, kitchen: Kitchen, delivery: Delivery, clock: Clock, random: Random) -> None:
+    def __init__(
+        self,
+        store: Store,
+        kitchen: Kitchen,
+        delivery: Delivery,
+        clock: Clock,
+        random: Random,
+        check_after: timedelta,
+    ) -> None:
         self._store = store
         self._kitchen = kitchen
         self._delivery = delivery
         self._clock = clock
         self._random = random
+        self._check_after = check_after
 
     async def run(self) -> None:
         """Fulfils orders until it is cancelled."""
@@ -87,7 +96,7 @@ class Fulfilment:
         assert step is not None  # noqa: S101 # an order is due for nothing else
         try:
             outcome = await self._outcome(order, step)
-            await self._store.update(order.order_id, lambda current: outcome(current, self._clock()))
+            await self._move(order.order_id, outcome)
         except Exception:  # the lease ends, and the step is tried again; no order may end the loop for the others
             _log.exception("step failed", order_id=order.order_id, step=step, attempt=order.attempts)
 
@@ -95,7 +104,15 @@ class Fulfilment:
         """Makes the step's calls; answers what they mean for the order as it will be then."""
         done: Apply = lambda current, now: current.step_done(step, now)  # noqa: E731 # one of the shapes below
         try:
+            if step is Step.CHECK_TICKET:
+                making = await self._kitchen.check(order)
+                return lambda current, now: done(current, now).making(making, now)
+            if step is Step.CHECK_DELIVERY:
+                carrying = await self._delivery.check(order)
+                return lambda current, now: done(current, now).carrying(carrying, now)
             await self._call(order, step)
+        except NotThere:
+            return Order.ticket_lost if step is Step.CHECK_TICKET else Order.delivery_lost
         except PastCancelling:
             if step is Step.CANCEL_TICKET:
                 return Order.ticket_past_cancelling
@@ -136,7 +153,7 @@ class Fulfilment:
         """
         try:
             await self._kitchen.cancel(order)
-        except NothingToCancel:
+        except NotThere:
             await self._kitchen.submit(order)
             await self._kitchen.cancel(order)
 
@@ -144,32 +161,26 @@ class Fulfilment:
         """Cancels the delivery, also one that is still on its way, as a ticket."""
         try:
             await self._delivery.cancel(order)
-        except NothingToCancel:
+        except NotThere:
             await self._delivery.schedule(order)
             await self._delivery.cancel(order)
 
     # Feeds.
 
     async def _follow_kitchen(self) -> None:
-        waiting = (OrderState.PLACED, OrderState.PREPARING)
-        await self._follow("kitchen", self._kitchen.updates, Order.making, Step.SUBMIT_TICKET, waiting)
+        await self._follow("kitchen", self._kitchen.updates, Order.making, Step.CHECK_TICKET)
 
     async def _follow_delivery(self) -> None:
-        waiting = (OrderState.READY,)
-        await self._follow("delivery", self._delivery.updates, Order.carrying, Step.SCHEDULE_DELIVERY, waiting)
+        await self._follow("delivery", self._delivery.updates, Order.carrying, Step.CHECK_DELIVERY)
 
     async def _follow(
         self,
         feed: str,
         updates: Callable[[str], AsyncIterator[Update[Progress]]],
         apply: Callable[[Order, Progress, datetime], Order],
-        step: Step,
-        waiting: Sequence[OrderState],
+        check: Step,
     ) -> None:
-        """Reads a feed to its end, which may be any time, from the last entry whose effect is stored.
-
-        `waiting` orders are those whose `step` would have to be done again if the other side lost what it knew.
-        """
+        """Reads a feed to its end, which may be any time, from the last entry whose effect is stored."""
         failures = 0
         while True:
             token = await self._store.feed_token(feed)
@@ -178,10 +189,10 @@ class Fulfilment:
                     failures = 0
                     await self._apply(feed, update, apply)
             except TokenRefused:
-                # Its database is another one, which may not know our orders: ask again, which a keyed call allows, and
-                # read from the beginning, where what is known already changes nothing.
-                _log.warning("the feed does not know our token; asking and reading anew", feed=feed)
-                await self._store.begin_feed_anew(feed, step, waiting, self._clock())
+                # Its database is another one, which may not know our orders: check them, and read from the beginning,
+                # where what is known already changes nothing.
+                _log.warning("the feed does not know our token; reading it anew", feed=feed)
+                await self._store.begin_feed_anew(feed, check, self._clock())
             except Unreachable as error:
                 delay = self._backoff(failures)
                 failures += 1
@@ -191,9 +202,17 @@ class Fulfilment:
     async def _apply(
         self, feed: str, update: Update[Progress], apply: Callable[[Order, Progress, datetime], Order]
     ) -> None:
-        now = self._clock()
-        known = await self._store.update(
-            update.order_id, lambda order: apply(order, update.progress, now), feed=feed, token=update.token
+        known = await self._move(
+            update.order_id, lambda order, now: apply(order, update.progress, now), feed=feed, token=update.token
         )
         if not known:
             _log.warning("the feed tells of an order that is not ours", feed=feed, order_id=update.order_id)
+
+    async def _move(self, order_id: str, move: Apply, feed: str | None = None, token: str = "") -> bool:
+        """Stores a move, and when to ask for news if none come; False where there is no such order."""
+        now = self._clock()
+        check_at = now + self._check_after
+        order = await self._store.update(
+            order_id, lambda order: move(order, now).check_later(check_at), feed=feed, token=token
+        )
+        return order is not None

@@ -8,7 +8,7 @@ Writes go through one place (`_write`), reads beside them.
 import asyncio
 import builtins
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
@@ -61,7 +61,7 @@ orders = sa.Table(
     sa.Column("update_time", Instant, nullable=False),
     sa.Column("failure", sa.Text, nullable=False),
     sa.Column("step", sa.String(20)),
-    sa.Column("due", Instant, index=True),  # null where there is no step, so that the index holds due rows alone
+    sa.Column("due", Instant, index=True),  # null once the order has ended, so the index holds live orders alone
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("asked_kitchen", sa.Boolean, nullable=False),
     sa.Column("asked_delivery", sa.Boolean, nullable=False),
@@ -96,6 +96,7 @@ _INSERT = orders.insert()
 _UPDATE = orders.update().where(orders.c.order_id == _ID)
 _TAKE_DUE = sa.select(orders).where(orders.c.due <= _NOW).order_by(orders.c.due).limit(_LIMIT)
 _TAKE_DUE = _TAKE_DUE.with_for_update(skip_locked=True)
+_CHECK_NOW = orders.update().where(orders.c.step == sa.bindparam("check"))
 _NEXT_DUE = sa.select(sa.func.min(orders.c.due))
 _FIRST_PAGE = (
     sa.select(orders)
@@ -228,13 +229,12 @@ class Store:
         """How far a feed was read; empty where it was not yet."""
         return await self._read(lambda connection: connection.scalar(_TOKEN, {"name": feed}) or "")
 
-    async def begin_feed_anew(self, feed: str, step: Step, waiting: Sequence[OrderState], now: datetime) -> None:
-        """Forgets how far a feed was read, and makes `step` due for each order that waits in one of these states."""
+    async def begin_feed_anew(self, feed: str, check: Step, now: datetime) -> None:
+        """Forgets how far a feed was read, and makes each `check` that waits due now."""
 
         def work(connection: sa.Connection) -> None:
             _set_token(connection, feed, "")
-            idle = orders.c.state.in_(waiting) & orders.c.step.is_(None)
-            connection.execute(orders.update().where(idle).values(step=step, due=now, attempts=0))
+            connection.execute(_CHECK_NOW, {"check": check, "due": now})
 
         await self._write(work)
         self._announce_due()

@@ -100,6 +100,24 @@ def test_a_courier_may_be_faster_than_a_cancellation() -> None:
     assert order.carrying(Carrying.IN_TRANSIT, LATER).state is OrderState.OUT_FOR_DELIVERY
 
 
+def test_an_order_that_hears_nothing_asks() -> None:
+    """Whatever waits for news has a check due; where its ticket or delivery is lost, it is asked for again."""
+    order = placed().begin_step(LATER).step_done(Step.SUBMIT_TICKET, LATER).check_later(LATER)
+    assert (order.step, order.due) == (Step.CHECK_TICKET, LATER)
+    assert order.ticket_lost(LATER).step is Step.SUBMIT_TICKET
+    order = order.making(Making.READY, LATER).begin_step(LATER).step_done(Step.SCHEDULE_DELIVERY, LATER)
+    order = order.check_later(LATER)
+    assert order.step is Step.CHECK_DELIVERY
+    assert order.delivery_lost(LATER).step is Step.SCHEDULE_DELIVERY
+    order = order.carrying(Carrying.IN_TRANSIT, LATER).check_later(LATER)
+    assert order.delivery_lost(LATER).state is OrderState.FAILED
+
+
+def test_an_order_that_has_ended_asks_nothing() -> None:
+    """A last state has no step."""
+    assert placed().cancel(NOW).check_later(LATER).step is None
+
+
 FACTS = st.one_of(
     st.sampled_from(Making).map(lambda making: lambda order: order.making(making, LATER)),
     st.sampled_from(Carrying).map(lambda carrying: lambda order: order.carrying(carrying, LATER)),
@@ -110,13 +128,16 @@ FACTS = st.one_of(
     st.just(lambda order: order.cannot_be_carried("no road", LATER)),
     st.just(lambda order: order.ticket_past_cancelling(LATER)),
     st.just(lambda order: order.delivery_past_cancelling()),
+    st.just(lambda order: order.check_later(LATER)),
+    st.just(lambda order: order.ticket_lost(LATER)),
+    st.just(lambda order: order.delivery_lost(LATER)),
 )
 ALLOWED = {
     OrderState.PLACED: {"PREPARING", "READY", "DELIVERED", "CANCELLING", "CANCELLED", "FAILED"},
     OrderState.PREPARING: {"READY", "DELIVERED", "CANCELLING", "FAILED"},
     OrderState.READY: {"OUT_FOR_DELIVERY", "DELIVERED", "CANCELLING", "FAILED"},
-    OrderState.OUT_FOR_DELIVERY: {"DELIVERED"},
-    OrderState.CANCELLING: {"CANCELLED", "OUT_FOR_DELIVERY", "DELIVERED"},
+    OrderState.OUT_FOR_DELIVERY: {"DELIVERED", "FAILED"},
+    OrderState.CANCELLING: {"CANCELLED", "OUT_FOR_DELIVERY", "DELIVERED", "FAILED"},
 }
 
 
