@@ -7,6 +7,7 @@ deadline in a context variable and the client reads it there.
 import asyncio
 from contextvars import ContextVar
 
+_ROUNDING = 0.05  # seconds by which gRPC may round a deadline, and clocks differ
 _deadline: ContextVar[float | None] = ContextVar("grpcmesh_deadline", default=None)
 
 
@@ -14,6 +15,12 @@ def enter(remaining: float | None, ceiling: float) -> None:
     """Sets the running handler's deadline, in seconds from now; `ceiling` is the contract's timeout."""
     seconds = ceiling if remaining is None else min(remaining, ceiling)
     _deadline.set(asyncio.get_running_loop().time() + seconds)
+
+
+def passed() -> bool:
+    """Whether the running handler is out of time."""
+    deadline = _deadline.get()
+    return deadline is not None and deadline <= asyncio.get_running_loop().time() + _ROUNDING
 
 
 def timeout(contract: float, asked: float | None) -> float:

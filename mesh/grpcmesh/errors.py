@@ -21,6 +21,9 @@ TIMEOUT = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_TIMEOUT)
 DRAINING = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_DRAINING)
 
 _RETRY_DELAY = 1  # seconds, in RetryInfo
+# A status travels as metadata, of which a client takes 8 KiB by default: beyond that it would see no status at all.
+_MOST_DETAILS = 4000  # bytes, which base64 makes 5.3 KB
+_MOST_IN_MESSAGE = 5  # faults; the message travels twice
 
 
 class StartError(Exception):
@@ -57,7 +60,7 @@ def refusal_of(error: grpc.RpcError) -> Refusal | None:
     return None
 
 
-def status_for(error: Exception, reason: Reason) -> status_pb2.Status:
+def status_for(error: BaseException, reason: Reason) -> status_pb2.Status:
     """The status of a domain's exception that the contract gives this reason."""
     subject, metadata = (error.subject, error.metadata) if isinstance(error, DomainError) else ("", {})
     message = str(error)
@@ -76,13 +79,18 @@ def status_for(error: Exception, reason: Reason) -> status_pb2.Status:
 
 
 def status_for_violations(violations: Sequence[Violation]) -> status_pb2.Status:
-    """The status of a request that breaks rules of its contract: one field violation for each."""
-    faults = [
-        error_details_pb2.BadRequest.FieldViolation(field=_field_path(violation), description=violation.proto.message)
-        for violation in violations
-    ]
-    message = "; ".join(f"{fault.field}: {fault.description}" if fault.field else fault.description for fault in faults)
-    return status_of(INVALID_REQUEST, message, details=[error_details_pb2.BadRequest(field_violations=faults)])
+    """The status of a request that breaks rules of its contract: one field violation for each, as far as they fit."""
+    request = error_details_pb2.BadRequest()
+    for violation in violations:
+        request.field_violations.add(field=_field_path(violation), description=violation.proto.message)
+        if request.ByteSize() > _MOST_DETAILS:
+            del request.field_violations[-1]
+            break
+    faults = [f"{fault.field}: {fault.description}".removeprefix(": ") for fault in request.field_violations]
+    shown = faults[:_MOST_IN_MESSAGE]
+    more = len(violations) - len(shown)
+    message = "; ".join(shown) + (f"; and {more} more" if more else "")
+    return status_of(INVALID_REQUEST, message, details=[request])
 
 
 def status_of(

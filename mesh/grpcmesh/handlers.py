@@ -1,7 +1,7 @@
 """The server's rules around a handler: each is resolved once per method, when the servicer is added, not per call."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -75,18 +75,15 @@ def _unary(
     method: Method, behaviour: Callable[[Message, Context], Awaitable[Message]], refusals: Refusals
 ) -> Callable[[Any, Context], Awaitable[Message]]:
     async def answer(request: Any, context: Context) -> Message:
-        ceiling = _enter(method, context)
-        limit = asyncio.timeout(ceiling)
+        limit = _enter(method, context)
         try:
             async with limit:
                 await _check_request(request, context)
                 return _checked_answer(method, await behaviour(request, context))
         except grpc.aio.AbortError:
             raise
-        except Exception as error:
-            if isinstance(error, TimeoutError) and limit.expired():
-                await _abort(context, _timed_out(method))
-            await _refuse(method, error, refusals, context)
+        except (Exception, asyncio.CancelledError) as error:
+            await _refuse(method, error, limit, refusals, context)
 
     return answer
 
@@ -96,42 +93,36 @@ def _streaming(
     behaviour: Callable[[Message, Context], AsyncGenerator[Message, None]],
     refusals: Refusals,
     streams: Streams,
-) -> Callable[[Any, Context], AsyncIterator[Message]]:
-    async def answers(request: Any, context: Context) -> AsyncIterator[Message]:
-        ceiling = _enter(method, context)
-        limit = asyncio.timeout(ceiling)
+) -> Callable[[Any, Context], Awaitable[None]]:
+    # Writes the answers itself rather than yielding them: so a reader that does not read is inside the limit as well.
+    async def answer(request: Any, context: Context) -> None:
+        limit = _enter(method, context)
         task = streams.enter()
         try:
             async with limit:
                 await _check_request(request, context)
                 async with aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
-                        yield _checked_answer(method, response)
+                        await context.write(_checked_answer(method, response))
         except grpc.aio.AbortError:
             raise
-        except asyncio.CancelledError:
-            if not streams.draining:
-                raise
-            task.uncancel()
-            await _abort(context, status_of(DRAINING, "the server is about to stop; resume on another"))
-        except Exception as error:
-            if isinstance(error, TimeoutError) and limit.expired():
-                await _abort(context, _timed_out(method))
-            await _refuse(method, error, refusals, context)
+        except (Exception, asyncio.CancelledError) as error:
+            if streams.draining and isinstance(error, asyncio.CancelledError):
+                task.uncancel()
+                await _abort(context, status_of(DRAINING, "the server is about to stop; resume on another"))
+            await _refuse(method, error, limit, refusals, context)
         finally:
             streams.leave(task)
 
-    return answers
+    return answer
 
 
-def _enter(method: Method, context: Context) -> float | None:
-    """Notes the deadline for the calls that the handler makes, and gives the ceiling that the server must hold itself.
-
-    None where the caller's own deadline is the nearer one: gRPC holds that.
-    """
+def _enter(method: Method, context: Context) -> asyncio.Timeout:
+    """Notes the deadline for the calls that the handler makes, and gives the ceiling that the server holds itself."""
     remaining = context.time_remaining()
     deadlines.enter(remaining, method.timeout)
-    return None if remaining is not None and remaining <= method.timeout else method.timeout
+    # gRPC holds the caller's own deadline where that is the nearer one.
+    return asyncio.timeout(None if remaining is not None and remaining <= method.timeout else method.timeout)
 
 
 def _decoder(request_type: type[Message]) -> Callable[[bytes], Message | DecodeError]:
@@ -159,17 +150,30 @@ def _checked_answer(method: Method, response: Message) -> Message:
     return response
 
 
-def _timed_out(method: Method) -> status_pb2.Status:
-    return status_of(TIMEOUT, f"{method.path} took longer than {method.timeout:g} s")
-
-
-async def _refuse(method: Method, error: Exception, refusals: Refusals, context: Context) -> NoReturn:
+async def _refuse(
+    method: Method, error: BaseException, limit: asyncio.Timeout, refusals: Refusals, context: Context
+) -> NoReturn:
     """Answers a domain's exception with the reason that the service gives it, and any other with INTERNAL."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise error  # the caller has gone, or the server stops
+    if (isinstance(error, TimeoutError) and limit.expired()) or _is_own_deadline(error):
+        await _abort(context, status_of(TIMEOUT, f"{method.path} took longer than {method.timeout:g} s"))
     for kind in type(error).__mro__:
         if kind in refusals:
             await _abort(context, status_for(error, refusals[kind]))
     _log.error("unhandled error", method=method.path, exc_info=error)
     await _abort(context, status_of(INTERNAL, "a fault of the server's; its logs hold it"))
+
+
+def _is_own_deadline(error: BaseException) -> bool:
+    """Whether a call that the handler made ran out of the time that the handler itself had."""
+    return (
+        isinstance(error, grpc.aio.AioRpcError)
+        and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        and deadlines.passed()
+    )
 
 
 async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:

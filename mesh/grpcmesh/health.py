@@ -25,19 +25,28 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._services = {"", SERVICE, *services}
         self._serving = False
         self._draining = False
+        self._ended = False
         self._changed = asyncio.Event()
 
     def set(self, serving: bool) -> None:
         """Tells whether the process serves; ignored once it drains."""
         if serving != self._serving and not self._draining:
             self._serving = serving
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._tell()
 
     def drain(self) -> None:
         """NOT_SERVING for good."""
         self.set(False)
         self._draining = True
+
+    def end(self) -> None:
+        """Ends the watches, which would hold up the stop that they were told of."""
+        self._ended = True
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def Check(self, request: Request, context: grpc.aio.ServicerContext[Any, Any]) -> Response:
         if request.service not in self._services:
@@ -46,7 +55,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
 
     async def Watch(self, request: Request, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Response]:
         last = None
-        while True:
+        while not self._ended:
             changed = self._changed
             status = self._status(request.service)
             if status != last:

@@ -8,12 +8,13 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 import structlog
 
 _WINDOW = 16  # messages a stream may be ahead of its reader, in place of HTTP/2's flow control
+_LARGEST = 4 * 1024 * 1024  # bytes of a message, as gRPC's own default: what works here must work on the wire
 _PEER = "inprocess:"
 _log = structlog.get_logger("grpcmesh")
 
@@ -61,6 +62,8 @@ class InProcessChannel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         self._closed = True
+        if grace and self._calls:
+            await asyncio.wait([asyncio.ensure_future(call.code()) for call in self._calls], timeout=grace)
         for call in list(self._calls):
             call.cancel()
 
@@ -94,8 +97,8 @@ class _Call(grpc.aio.Call):
         self._path = path
         self._deserialize = deserialize
         self.deadline = None if timeout is None else loop.time() + timeout
-        self.metadata: tuple[Any, ...] = tuple(metadata or ())
-        self.initial: tuple[Any, ...] = ()
+        self.metadata = tuple(Metadatum(*entry) for entry in metadata or ())
+        self._initial: tuple[Any, ...] | None = None  # None until they are sent
         self._messages: deque[bytes] = deque()
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
@@ -114,6 +117,8 @@ class _Call(grpc.aio.Call):
         try:
             if handler is None:
                 await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{self._path} is not served here")
+            if len(request) > _LARGEST:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _too_large(request))
             await self._handle(handler, handler.request_deserializer(request))
         except grpc.aio.AbortError:
             pass
@@ -126,17 +131,33 @@ class _Call(grpc.aio.Call):
         self._end(context.code(), context.details(), context.trailing_metadata())
 
     async def _handle(self, handler: Handler, request: Any) -> None:
-        if not handler.response_streaming:
+        if handler.response_streaming:
+            self._serialize = handler.response_serializer
+            await handler.unary_stream(request, self._context)  # which writes
+        else:
             self._write(handler.response_serializer(await handler.unary_unary(request, self._context)))
-            return
-        async for response in handler.unary_stream(request, self._context):
-            self._write(handler.response_serializer(response))
-            while len(self._messages) >= _WINDOW:
-                self._writable.clear()
-                await self._writable.wait()
+
+    async def write(self, response: Any) -> None:
+        """The handler's next message of a stream; waits while the reader is far behind."""
+        self._write(self._serialize(response))
+        while len(self._messages) >= _WINDOW:
+            self._writable.clear()
+            await self._writable.wait()
 
     def _write(self, message: bytes) -> None:
+        if self._initial is None:
+            self._initial = ()
+        if len(message) > _LARGEST:
+            self._break_off(grpc.StatusCode.RESOURCE_EXHAUSTED, _too_large(message))
+            return
         self._messages.append(message)
+        self._readable.set()
+
+    def send_initial(self, metadata: Any) -> None:
+        """Raises UsageError where they were sent already, with the first message at the latest."""
+        if self._initial is not None:
+            raise grpc.aio.UsageError("the initial metadata were sent already")
+        self._initial = tuple(metadata)
         self._readable.set()
 
     def _end(self, code: grpc.StatusCode, details: str, trailing: tuple[Any, ...] = ()) -> bool:
@@ -183,7 +204,7 @@ class _Call(grpc.aio.Call):
         if code is grpc.StatusCode.CANCELLED and self._details == _CANCELLED:
             raise asyncio.CancelledError
         raise grpc.aio.AioRpcError(
-            code, grpc.aio.Metadata(*self.initial), grpc.aio.Metadata(*self._trailing), self._details
+            code, grpc.aio.Metadata(*self._initial or ()), grpc.aio.Metadata(*self._trailing), self._details
         )
 
     def cancelled(self) -> bool:
@@ -205,10 +226,10 @@ class _Call(grpc.aio.Call):
             self._callbacks.append(callback)
 
     async def initial_metadata(self) -> grpc.aio.Metadata:
-        while not (self.initial or self._messages or self.done()):
+        while self._initial is None and not self.done():
             self._readable.clear()
             await self._readable.wait()
-        return grpc.aio.Metadata(*self.initial)
+        return grpc.aio.Metadata(*self._initial or ())
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:
         await asyncio.shield(self._ended)
@@ -225,6 +246,17 @@ class _Call(grpc.aio.Call):
 
     async def wait_for_connection(self) -> None:
         return
+
+
+class Metadatum(NamedTuple):
+    """An entry of metadata, as grpc gives them to handlers."""
+
+    key: str
+    value: str | bytes
+
+
+def _too_large(message: bytes) -> str:
+    return f"Received message larger than max ({len(message)} vs. {_LARGEST})"
 
 
 _CANCELLED = "Locally cancelled by application!"  # grpc.aio's own words
@@ -249,12 +281,24 @@ class _UnaryUnaryCall(_Call, grpc.aio.UnaryUnaryCall[Any, Any]):
 
 
 class _UnaryStreamCall(_Call, grpc.aio.UnaryStreamCall[Any, Any]):
+    _style: str | None = None
+
     async def read(self) -> Any:
+        self._read_by("read()")
         return await self._read()
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[Any]:
+        self._read_by("async for")
+        return self._iterate()
+
+    async def _iterate(self) -> AsyncIterator[Any]:
         while (message := await self._read()) is not grpc.aio.EOF:
             yield message
+
+    def _read_by(self, style: str) -> None:
+        if self._style not in (None, style):
+            raise grpc.aio.UsageError(f"a stream is read by read() or by async for, and this one by {self._style}")
+        self._style = style
 
 
 class _Context(grpc.aio.ServicerContext[Any, Any]):
@@ -268,7 +312,7 @@ class _Context(grpc.aio.ServicerContext[Any, Any]):
         self._callbacks: list[Callable[[Any], None]] = []
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
-        self._code, self._details = code, details
+        self._code, self._details = code, details or self._details
         self._trailing = tuple(trailing_metadata) or self._trailing
         raise grpc.aio.AbortError
 
@@ -278,12 +322,11 @@ class _Context(grpc.aio.ServicerContext[Any, Any]):
     async def read(self) -> NoReturn:
         raise grpc.aio.UsageError("the handler has its request already")
 
-    async def write(self, message: Any) -> NoReturn:
-        raise grpc.aio.UsageError("a handler of the mesh yields its answers")
+    async def write(self, message: Any) -> None:
+        await self._call.write(message)
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
-        self._call.initial = tuple(initial_metadata)
-        self._call._readable.set()
+        self._call.send_initial(initial_metadata)
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
         self._trailing = tuple(trailing_metadata)

@@ -27,6 +27,7 @@ _OPTIONS = [
     ("grpc.max_connection_age_grace_ms", 10_000),
 ]
 _CHECK_INTERVAL = 1.0  # seconds
+_LAST_PORT = 65_535
 
 
 class Server:
@@ -50,6 +51,7 @@ class Server:
         self._streams = Streams()
         self._health: HealthServicer | None = None
         self._listener: grpc.aio.Server | None = None
+        self._started = False
         self._checking: asyncio.Task[None] | None = None
 
     def add(
@@ -96,24 +98,35 @@ class Server:
         """Takes calls, and says so to health checks."""
         if self._listener is not None and self._health is not None:
             await self._listener.start()
-            self._health.set(True)
-            if self._check is not None:
-                self._checking = asyncio.create_task(self._keep_checking(self._check, self._health))
+            self._started = True
+            if self._check is None:
+                self._health.set(True)
+            else:
+                checked = asyncio.Event()
+                self._checking = asyncio.create_task(self._keep_checking(self._check, self._health, checked))
+                await checked.wait()
 
     async def stop(self) -> None:
         """Stops without losing a call: NOT_SERVING, the drain, an end to the streams, then the last calls finish."""
         if self._checking is not None:
             self._checking.cancel()
-        if self._listener is not None and self._health is not None:
-            self._health.drain()
-            await asyncio.sleep(self._drain)
-            self._streams.drain()
-            await self._listener.stop(self._grace)
+        if self._listener is None or self._health is None:
+            return
+        if not self._started:  # gRPC gives a port back only after it was served
+            await self._listener.start()
+            await self._listener.stop(None)
+            return
+        self._health.drain()
+        await asyncio.sleep(self._drain)
+        self._streams.drain()
+        self._health.end()
+        await self._listener.stop(self._grace)
 
-    async def _keep_checking(self, check: Callable[[], Awaitable[None]], health: HealthServicer) -> None:
+    async def _keep_checking(
+        self, check: Callable[[], Awaitable[None]], health: HealthServicer, checked: asyncio.Event
+    ) -> None:
         failing = False
         while True:
-            await asyncio.sleep(_CHECK_INTERVAL)
             try:
                 await check()
             except Exception as error:  # whatever it is: the service says that it cannot serve
@@ -123,6 +136,8 @@ class Server:
             else:
                 failing = False
             health.set(not failing)
+            checked.set()
+            await asyncio.sleep(_CHECK_INTERVAL)
 
 
 class _Registrar:
@@ -142,13 +157,13 @@ def _probe(address: str) -> None:
     """Binds once and lets go: the system's error is one clear line, where gRPC writes several to stderr."""
     host, _, port = address.rpartition(":")
     try:
-        if not port.isdecimal():
+        if not host or not port.isdecimal() or int(port) > _LAST_PORT:
             raise ValueError("an address is host:port")
         family, kind, protocol, _, place = socket.getaddrinfo(
-            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError) as error:
         raise StartError(f"cannot listen on {address!r}: {error}") from error
