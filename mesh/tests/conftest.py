@@ -1,11 +1,15 @@
-"""The two ways to reach a servicer: every test that asks for `serve` runs over each, with the same expectations."""
+"""The two ways to reach a servicer: a test that asks for `serve` runs over each, with the same expectations."""
 
+import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
-from grpcmesh import Server, connect
-from tests.echo import EchoServicer, EchoStub, Handler, add_servicer, listening
+
+importlib.invalidate_caches()  # pytest has found `mesh` by this folder alone; the contract's half of it is gen/'s
+
+from tests.echo import EchoStub, echo_server, listening, meshed  # noqa: E402 # see above
 
 Serve = Callable[..., Awaitable[EchoStub]]
 
@@ -15,13 +19,10 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
     """Serves the methods given, and answers a stub that reaches them."""
     async with AsyncExitStack() as stack:
 
-        async def serve(refusals: dict[type[Exception], object] | None = None, **methods: Handler) -> EchoStub:
-            server = Server(drain=0, grace=0)
-            server.add(add_servicer, EchoServicer(**methods), refusals or {})
-            if request.param == "wire":
-                channel = connect(await stack.enter_async_context(listening(server)))
-            else:
-                channel = server.channel()
-            return EchoStub(await stack.enter_async_context(channel))
+        async def serve(refusals: Any = None, **methods: Any) -> EchoStub:
+            server = echo_server(refusals, **methods)
+            if request.param == "in process":
+                return EchoStub(await stack.enter_async_context(server.channel()))
+            return await stack.enter_async_context(meshed(await stack.enter_async_context(listening(server))))
 
         yield serve
