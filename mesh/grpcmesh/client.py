@@ -1,5 +1,6 @@
-"""Channels for stubs: `KitchenServiceStub(connect("dns:///kitchen:8081"))`."""
+"""Channels for stubs, which keep the contract on the caller's side."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,9 @@ import grpc
 from google.protobuf.message import Message
 
 from grpcmesh import deadlines
-from grpcmesh.contract import find_method
+from grpcmesh.contract import find_method, service_methods
+from grpcmesh.errors import StartError
+from grpcmesh.service_config import service_config
 
 _OPTIONS = [
     # C-core asks DNS again at most once in 30 s otherwise, and loses calls for as long when every backend is replaced.
@@ -18,9 +21,18 @@ _OPTIONS = [
 ]
 
 
-def connect(target: str) -> "Channel":
-    """A channel to `target`, a name as gRPC takes them: "dns:///kitchen:8081". Nothing is called yet."""
-    return Channel(grpc.aio.insecure_channel(target, options=_OPTIONS))
+def connect(target: str, service: str) -> "Channel":
+    """A channel to a service such as "pizza.kitchen.v1.KitchenService". Nothing is called yet.
+
+    `target` is a name as gRPC takes them: "dns:///kitchen:8081". Retries, load balancing and health checks are those of
+    the contract. Raises StartError where gRPC refuses the service config.
+    """
+    config = json.dumps(service_config(service_methods(service)))
+    channel = grpc.aio.insecure_channel(target, options=[*_OPTIONS, ("grpc.service_config", config)])
+    # A channel that gRPC could not make would fail each of its calls, and say so nowhere else.
+    if channel.get_state() is not grpc.ChannelConnectivity.IDLE:
+        raise StartError(f"gRPC refuses the service config of {service}")
+    return Channel(channel)
 
 
 class Channel(grpc.aio.Channel):

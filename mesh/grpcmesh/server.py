@@ -27,6 +27,7 @@ _OPTIONS = [
     ("grpc.max_connection_age_grace_ms", 10_000),
 ]
 _CHECK_INTERVAL = 1.0  # seconds
+_CHECK_LIMIT = 1.0  # seconds; a store that says nothing serves nobody
 _LAST_PORT = 65_535
 
 
@@ -128,10 +129,11 @@ class Server:
         failing = False
         while True:
             try:
-                await check()
+                async with asyncio.timeout(_CHECK_LIMIT):
+                    await check()
             except Exception as error:  # whatever it is: the service says that it cannot serve
                 if not failing:
-                    _log.error("not serving: the check fails", error=str(error))
+                    _log.error("not serving: the check fails", error=repr(error))
                 failing = True
             else:
                 failing = False

@@ -43,6 +43,10 @@ _CONTRACT = """
   service {
     name: "EchoService"
     method { name: "Say" options { [mesh.v1.policy] { timeout { seconds: 5 } callers: "*" } } }
+    method {
+      name: "SayAgain"
+      options { idempotency_level: IDEMPOTENT [mesh.v1.policy] { timeout { seconds: 5 } max_attempts: 3 callers: "*" } }
+    }
     method { name: "SayBriefly" options { [mesh.v1.policy] { timeout { nanos: 300000000 } callers: "*" } } }
     method {
       name: "Repeat" server_streaming: true
@@ -92,6 +96,7 @@ class EchoStub:
 
         self.channel = channel
         self.Say = stub(channel.unary_unary, f"/{SERVICE}/Say")
+        self.SayAgain = stub(channel.unary_unary, f"/{SERVICE}/SayAgain")
         self.SayBriefly = stub(channel.unary_unary, f"/{SERVICE}/SayBriefly")
         self.Repeat = stub(channel.unary_stream, f"/{SERVICE}/Repeat")
         self.RepeatBriefly = stub(channel.unary_stream, f"/{SERVICE}/RepeatBriefly")
@@ -100,7 +105,7 @@ class EchoStub:
 
 def _add_servicer(methods: dict[str, Any], server: grpc.aio.Server) -> None:
     """As generated, but that it takes the methods that a test is about, by name."""
-    kinds: dict[str, Any] = dict.fromkeys(("Say", "SayBriefly"), grpc.unary_unary_rpc_method_handler)
+    kinds: dict[str, Any] = dict.fromkeys(("Say", "SayAgain", "SayBriefly"), grpc.unary_unary_rpc_method_handler)
     kinds |= dict.fromkeys(("Repeat", "RepeatBriefly"), grpc.unary_stream_rpc_method_handler)
     handlers: Any = {
         name: kind(methods.get(name), EchoRequest.FromString, EchoResponse.SerializeToString)
@@ -133,7 +138,7 @@ async def listening(server: Server) -> AsyncIterator[str]:
 @asynccontextmanager
 async def meshed(address: str) -> AsyncIterator[EchoStub]:
     """A stub on a channel of the mesh."""
-    async with connect(address) as channel:
+    async with connect(address, SERVICE) as channel:
         yield EchoStub(channel)
 
 
@@ -195,18 +200,17 @@ class Waiting:
 
 
 class Endless:
-    """A stream of numbers without end, which tells how many it has sent and when it was stopped."""
+    """A stream of 50 MB, which waits for its reader long before its end; tells how far it is, and when it stopped."""
 
-    def __init__(self, size: int = 0) -> None:
+    def __init__(self) -> None:
         self.sent = 0
         self.stopped = asyncio.Event()
-        self._text = "x" * size
 
     async def repeat(self, request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            while True:
+            while self.sent < 500:
                 self.sent += 1
-                yield EchoResponse(number=self.sent, text=self._text)
+                yield EchoResponse(number=self.sent, text="x" * 100_000)
         finally:
             self.stopped.set()
 

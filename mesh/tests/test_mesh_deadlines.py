@@ -115,7 +115,7 @@ async def test_the_server_holds_its_ceiling(method: str, asked: float | None) ->
 
 async def test_the_ceiling_holds_for_a_reader_that_does_not_read() -> None:
     """A stream that waits for its reader ends at the contract's timeout as well."""
-    endless = Endless(size=100_000)
+    endless = Endless()
     async with listening(echo_server(RepeatBriefly=endless.repeat)) as address, plain(address) as stub:
         call = stub.RepeatBriefly(EchoRequest())
         await anext(aiter(call))

@@ -1,5 +1,6 @@
 """grpc.health.v1 tells the truth: whether the server serves, to everyone who asks or watches."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -34,6 +35,19 @@ async def test_a_server_whose_check_fails_never_says_that_it_serves() -> None:
         assert await status() == NOT_SERVING
 
 
+async def test_a_check_that_never_answers_has_failed() -> None:
+    """A service whose store neither answers nor fails is NOT_SERVING, and starts all the same."""
+    server = echo_server(check=asyncio.get_running_loop().create_future)
+    address = f"127.0.0.1:{server.listen('127.0.0.1:0')}"
+    starting = asyncio.create_task(server.start())
+    async with watching(address) as status:
+        assert await status() == NOT_SERVING
+        try:
+            await soon(starting)
+        finally:
+            await server.stop()
+
+
 async def test_nothing_is_served_before_the_start() -> None:
     """A server that listens and has not started answers nobody, health checks least of all."""
     server = echo_server()
@@ -58,7 +72,7 @@ async def test_a_service_that_is_not_here_is_unknown() -> None:
 
 async def test_every_watcher_sees_every_change() -> None:
     """A watcher that leaves takes none of the others with it."""
-    server = echo_server()
+    server = echo_server(drain=0.1)
     async with listening(server) as address, watching(address) as first, watching(address) as second:
         async with watching(address) as leaving:
             assert [await first(), await second(), await leaving()] == [SERVING] * 3

@@ -68,8 +68,8 @@ def test_reflection_shows_the_contract(service: str, channel: grpc.Channel) -> N
 
 
 @pytest.mark.parametrize("service", KINDS)
-def test_a_kill_loses_nothing_that_was_answered(service: str, tmp_path: Path) -> None:
-    """After SIGKILL, whatever was answered is there, and the feed goes on from a token of before."""
+def test_a_kill_loses_nothing_that_was_answered(service: str, tmp_path: Path, channel: grpc.Channel) -> None:
+    """After SIGKILL, whatever was answered is there, and the feed goes on from a token of before, though only there."""
     with running(service, tmp_path) as process:
         provider = Provider(KINDS[service], process.channel)
         ids = [provider.new() for _ in range(20)]
@@ -83,6 +83,8 @@ def test_a_kill_loses_nothing_that_was_answered(service: str, tmp_path: Path) ->
         with provider.feed(changes[3][0]) as feed:
             rest = [thing for _, thing in changes[4:]]
             assert [thing for _, thing in islice(feed, len(rest))] == rest
+    with Provider(KINDS[service], channel).feed(changes[3][0]) as feed:
+        assert refused(next, feed).why == KINDS[service].why("BAD_RESUME_TOKEN")
 
 
 def test_a_kill_loses_no_order(tmp_path: Path) -> None:

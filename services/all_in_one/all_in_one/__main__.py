@@ -13,6 +13,7 @@ from grpcmesh import Channel, connect, logs, run, stop_requested
 from kitchen.app import kitchen_app
 from kitchen.config import load_settings as load_kitchen_settings
 from order.app import order_app
+from order.clients import DELIVERY, KITCHEN
 from order.config import Settings as OrderSettings
 from order.config import load_settings as load_order_settings
 
@@ -30,14 +31,14 @@ async def main() -> None:
 
 async def _kitchen(stack: AsyncExitStack, settings: OrderSettings) -> Channel:
     if settings.kitchen_target is not None:
-        return await stack.enter_async_context(connect(settings.kitchen_target))
+        return await stack.enter_async_context(connect(settings.kitchen_target, KITCHEN))
     inner = load_kitchen_settings().model_copy(update={"listen": None})
     return (await stack.enter_async_context(kitchen_app(inner))).channel()
 
 
 async def _delivery(stack: AsyncExitStack, settings: OrderSettings) -> Channel:
     if settings.delivery_target is not None:
-        return await stack.enter_async_context(connect(settings.delivery_target))
+        return await stack.enter_async_context(connect(settings.delivery_target, DELIVERY))
     inner = load_delivery_settings().model_copy(update={"listen": None})
     return (await stack.enter_async_context(delivery_app(inner))).channel()
 

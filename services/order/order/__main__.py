@@ -3,6 +3,7 @@
 from grpcmesh import StartError, connect, logs, run, stop_requested
 
 from order.app import order_app
+from order.clients import DELIVERY, KITCHEN
 from order.config import load_settings
 
 
@@ -12,8 +13,8 @@ async def main() -> None:
     if settings.kitchen_target is None or settings.delivery_target is None:
         raise StartError("ORDER_KITCHEN_TARGET and ORDER_DELIVERY_TARGET must say where the others are")
     async with (
-        connect(settings.kitchen_target) as kitchen,
-        connect(settings.delivery_target) as delivery,
+        connect(settings.kitchen_target, KITCHEN) as kitchen,
+        connect(settings.delivery_target, DELIVERY) as delivery,
         order_app(settings, kitchen, delivery),
     ):
         await stop_requested()

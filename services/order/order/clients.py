@@ -1,6 +1,6 @@
 """What the order service asks of others, in its own words. Generated types of the other contracts end here."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
@@ -12,6 +12,9 @@ from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceStub
 
 from order.domain import Carrying, Making, Order
+
+KITCHEN = "pizza.kitchen.v1.KitchenService"
+DELIVERY = "pizza.delivery.v1.DeliveryService"
 
 Progress = TypeVar("Progress", Making, Carrying)
 
@@ -74,13 +77,16 @@ class Kitchen:
             _raise(error)
         return _making(answer.ticket)
 
-    async def updates(self, token: str) -> AsyncIterator[Update[Making]]:
+    async def updates(self, token: str) -> AsyncGenerator[Update[Making], None]:
         """The kitchen's feed after `token`; raises TokenRefused, Unreachable."""
+        feed = self._stub.WatchTickets(kitchen_pb.WatchTicketsRequest(resume_token=token))
         try:
-            async for change in self._stub.WatchTickets(kitchen_pb.WatchTicketsRequest(resume_token=token)):
+            async for change in feed:
                 yield Update(change.ticket.ticket_id, _making(change.ticket), change.resume_token)
         except grpc.aio.AioRpcError as error:
             _raise(error)
+        finally:
+            feed.cancel()  # a reader that goes away does not end a stream by that
 
 
 class Delivery:
@@ -114,13 +120,16 @@ class Delivery:
             _raise(error)
         return _carrying(answer.delivery)
 
-    async def updates(self, token: str) -> AsyncIterator[Update[Carrying]]:
+    async def updates(self, token: str) -> AsyncGenerator[Update[Carrying], None]:
         """Delivery's feed after `token`; raises TokenRefused, Unreachable."""
+        feed = self._stub.WatchDeliveries(delivery_pb.WatchDeliveriesRequest(resume_token=token))
         try:
-            async for change in self._stub.WatchDeliveries(delivery_pb.WatchDeliveriesRequest(resume_token=token)):
+            async for change in feed:
                 yield Update(change.delivery.delivery_id, _carrying(change.delivery), change.resume_token)
         except grpc.aio.AioRpcError as error:
             _raise(error)
+        finally:
+            feed.cancel()  # a reader that goes away does not end a stream by that
 
 
 def _making(ticket: kitchen_pb.Ticket) -> Making:

@@ -5,7 +5,8 @@ it has read. So it may be killed at any instant: the next one goes on from what 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from random import Random
 
@@ -176,7 +177,7 @@ class Fulfilment:
     async def _follow(
         self,
         feed: str,
-        updates: Callable[[str], AsyncIterator[Update[Progress]]],
+        updates: Callable[[str], AsyncGenerator[Update[Progress], None]],
         apply: Callable[[Order, Progress, datetime], Order],
         check: Step,
     ) -> None:
@@ -185,9 +186,10 @@ class Fulfilment:
         while True:
             token = await self._store.feed_token(feed)
             try:
-                async for update in updates(token):
-                    failures = 0
-                    await self._apply(feed, update, apply)
+                async with aclosing(updates(token)) as news:
+                    async for update in news:
+                        failures = 0
+                        await self._apply(feed, update, apply)
             except TokenRefused:
                 # Its database is another one, which may not know our orders: check them, and read from the beginning,
                 # where what is known already changes nothing.
