@@ -65,7 +65,9 @@ def of_call(error: grpc.RpcError, target: str) -> CommandError:
         if detail.Unpack(info):
             reason = info.reason
         elif detail.Unpack(bad_request):
-            message += "".join(f"; {each.field}: {each.description}" for each in bad_request.field_violations)
+            faults = [f"{each.field}: {each.description}" for each in bad_request.field_violations]
+            # The mesh's message has the first faults in it already, and a domain's ends with its one.
+            message += "".join(f"; {fault}" for fault in faults if fault not in message and not fault.endswith(message))
     if call.code() in NO_ANSWER:
         return NoAnswerError(f"no answer from {target}: {message}", reason)
     return RefusedError(message, reason)

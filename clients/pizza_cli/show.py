@@ -129,7 +129,7 @@ def steps(entered: dict[int, str]) -> Table:
         if state == now:
             mark, style = ">", "bold"
         elif position <= furthest or state in entered:
-            mark, style = "x", "green"
+            mark, style = "*", "green"
         else:
             mark, style = "-", "dim"
         _row(grid, mark, text.state_name(state), entered.get(state, ""), style=style)
