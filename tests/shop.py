@@ -2,13 +2,11 @@
 
 import asyncio
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -18,18 +16,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
 
+from tests.ports import free_port
+
 TOPOLOGIES = {"all in one": ("all_in_one",), "processes": ("kitchen", "delivery", "order")}
 _START_LIMIT = 30.0  # seconds
 _STOP_LIMIT = 10.0
-
-
-def free_port() -> int:
-    """A port below the ephemeral range that nobody holds right now."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with closing(socket.socket()) as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
 
 
 class Shop:

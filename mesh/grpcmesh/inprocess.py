@@ -124,7 +124,7 @@ class _Call(grpc.aio.Call):
             pass
         except asyncio.CancelledError:
             context.set_code(grpc.StatusCode.CANCELLED)
-        except Exception as error:
+        except Exception as error:  # of a handler that is not the mesh's; grpc.aio answers it so
             _log.error("unhandled error", method=self._path, exc_info=error)
             context.set_code(grpc.StatusCode.UNKNOWN)
             context.set_details(f"Unexpected {type(error)}: {error}")

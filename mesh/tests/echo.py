@@ -219,7 +219,7 @@ class Endless:
         last = -1
         while last != self.sent:
             last = self.sent
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # that nothing more comes is known by waiting alone
         return last
 
 

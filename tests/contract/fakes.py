@@ -22,8 +22,8 @@ from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceServicer, add_KitchenServiceServicer_to_server
 
 from tests.contract.contract import faulty_fields, refuse
-from tests.contract.launch import free_port
 from tests.contract.providers import DELIVERY, KITCHEN, Kind, Thing
+from tests.ports import free_port
 
 Context = grpc.ServicerContext
 _LIMIT = 15.0  # seconds; what a fake waits for must come, or its test fails

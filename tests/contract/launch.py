@@ -5,20 +5,20 @@ of ours. It gets the same environment, and is judged by the same tests.
 """
 
 import os
-import random
 import shlex
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.ports import free_port
 
 T = TypeVar("T")
 
@@ -58,15 +58,6 @@ def eventually(condition: Callable[[], T], limit: float = 15.0) -> T:
         assert time.monotonic() < end, f"not within {limit:g} s"
         time.sleep(0.01)  # the condition is another process's, and gRPC offers no way to be told of it
     return result
-
-
-def free_port() -> int:
-    """A port below the ephemeral range that nobody holds right now."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with closing(socket.socket()) as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
 
 
 @dataclass
