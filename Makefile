@@ -41,6 +41,10 @@ up-kitchen: ## one service alone, as its own process (likewise up-delivery and u
 up-kitchen up-delivery up-order: $(READY)
 	@tools/up $(@:up-%=%)
 
+.PHONY: certs
+certs: $(READY) ## a development CA and a certificate for each service, in .data/certificates
+	@python3 tools/certs.py .data/certificates order kitchen delivery
+
 .PHONY: test
 test: $(READY) ## everything that must hold: lint, types, architecture, gen/ current, tests
 	ruff check .

@@ -17,6 +17,7 @@ from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
 
 from tests.ports import free_port
+from tools.certs import Authority
 
 TOPOLOGIES = {"all in one": ("all_in_one",), "processes": ("kitchen", "delivery", "order")}
 _START_LIMIT = 30.0  # seconds
@@ -30,14 +31,24 @@ class Shop:
         self.folder = folder
         self.services = TOPOLOGIES[topology]
         self.ports = {service: free_port() for service in ("order", "kitchen", "delivery")}
+        self.health_ports = {service: free_port() for service in ("kitchen", "delivery")}
+        self.authority = Authority()
+        for service in self.ports:
+            self.authority.write(self.certificates(service), service)
         split = {f"ORDER_{inner.upper()}_TARGET": self._address(inner) for inner in ("kitchen", "delivery")}
         listen = {f"{service.upper()}_LISTEN": self._address(service) for service in self.ports}
         databases = {f"{service.upper()}_DATABASE_URL": f"sqlite:///{folder}/{service}.db" for service in self.ports}
-        quick = {"KITCHEN_TIME_SCALE": "0.0002", "DELIVERY_TIME_SCALE": "0.0002"}
+        health = {
+            f"{service.upper()}_HEALTH_LISTEN": f"127.0.0.1:{port}" for service, port in self.health_ports.items()
+        }
+        quick = {"MESH_CHECK_ANSWERS": "true", "KITCHEN_TIME_SCALE": "0.0002", "DELIVERY_TIME_SCALE": "0.0002"}
         self.environment = (
-            os.environ | listen | databases | quick | ({} if topology == "all in one" else split) | environment
+            os.environ | listen | health | databases | quick | ({} if topology == "all in one" else split) | environment
         )
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def certificates(self, service: str) -> Path:
+        return self.folder / "certificates" / service
 
     def _address(self, service: str) -> str:
         return f"127.0.0.1:{self.ports[service]}"
@@ -48,8 +59,9 @@ class Shop:
 
     def launch(self, service: str) -> "subprocess.Popen[bytes]":
         """Starts the process of a service and does not wait for it. Its log is SERVICE.log in the shop's folder."""
+        mutual = {} if service == "all_in_one" else {"MESH_CERTIFICATES": str(self.certificates(service))}
         with (self.folder / f"{service}.log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, "-m", service], env=self.environment, stderr=log)
+            process = subprocess.Popen([sys.executable, "-m", service], env=self.environment | mutual, stderr=log)
         self.processes[service] = process
         return process
 
@@ -61,7 +73,8 @@ class Shop:
             await self._serving("order" if service == "all_in_one" else service)
 
     async def _serving(self, service: str) -> None:
-        async with asyncio.timeout(_START_LIMIT), grpc.aio.insecure_channel(self._address(service)) as channel:
+        address = f"127.0.0.1:{self.health_ports.get(service, self.ports[service])}"
+        async with asyncio.timeout(_START_LIMIT), grpc.aio.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             request = health_pb2.HealthCheckRequest()
             while True:

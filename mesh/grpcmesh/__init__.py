@@ -4,11 +4,15 @@ from grpcmesh import logs
 from grpcmesh.client import Channel, connect
 from grpcmesh.contract import ContractError, Reason, reason
 from grpcmesh.errors import STORE_UNAVAILABLE, DomainError, Refusal, StartError, refusal_of
+from grpcmesh.identity import Certificates
 from grpcmesh.process import run, stop_requested
 from grpcmesh.server import Server
+from grpcmesh.tracing import Tracing
+from grpcmesh.workload import Workload
 
 __all__ = [
     "STORE_UNAVAILABLE",
+    "Certificates",
     "Channel",
     "ContractError",
     "DomainError",
@@ -16,6 +20,8 @@ __all__ = [
     "Refusal",
     "Server",
     "StartError",
+    "Tracing",
+    "Workload",
     "connect",
     "logs",
     "reason",

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2
 from mesh.v1 import policy_pb2
 
-from grpcmesh.contract import ContractError, read_method
+from grpcmesh.contract import ANYONE, ContractError, read_method
 
 # Rules by how they become stricter: by a larger value, by a smaller one, by fewer values; any other by any change.
 _LOWER_BOUNDS = ("min_", "gt", "gte")
@@ -70,7 +70,7 @@ def _method_breaks(name: str, before: Any, after: Any) -> Iterator[str]:
     except ContractError as error:
         yield f"{name}: {error}"
         return
-    if "*" not in new.callers:
+    if ANYONE not in new.callers:
         for caller in sorted(old.callers - new.callers):
             yield f"{name}: caller {caller!r} was taken away: {_names(old.callers)} became {_names(new.callers)}"
     if new.timeout < old.timeout:

@@ -1,16 +1,21 @@
 """Channels for stubs, which keep the contract on the caller's side."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
 
 import grpc
+import structlog
 from google.protobuf.message import Message
 
 from grpcmesh import deadlines
-from grpcmesh.contract import find_method, service_methods
+from grpcmesh.contract import Method, find_method, service_methods
 from grpcmesh.errors import StartError
+from grpcmesh.identity import Certificates
 from grpcmesh.service_config import service_config
+from grpcmesh.tracing import Tracing, end_client_span, inject
+from grpcmesh.workload import Workload
 
 _OPTIONS = [
     # C-core asks DNS again at most once in 30 s otherwise, and loses calls for as long when every backend is replaced.
@@ -19,37 +24,60 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+_ROTATION_CHECK = 1.0  # seconds
+_log = structlog.get_logger("grpcmesh")
 
 
-def connect(target: str, service: str) -> "Channel":
-    """A channel to a service such as "pizza.kitchen.v1.KitchenService". Nothing is called yet.
+def connect(target: str, service: str, caller: Workload) -> "Channel":
+    """A channel of the workload `caller` to a service such as "pizza.kitchen.v1.KitchenService". Nothing is called yet.
 
-    `target` is a name as gRPC takes them: "dns:///kitchen:8081". Retries, load balancing and health checks are those of
-    the contract. Raises StartError where gRPC refuses the service config.
+    `target` is a name as gRPC takes them: "dns:///kitchen:8081". With certificates, the server must show that it is the
+    workload that serves the contract, wherever it runs. Raises StartError where gRPC refuses the service config.
     """
-    config = json.dumps(service_config(service_methods(service)))
-    channel = grpc.aio.insecure_channel(target, options=[*_OPTIONS, ("grpc.service_config", config)])
-    # A channel that gRPC could not make would fail each of its calls, and say so nowhere else.
-    if channel.get_state() is not grpc.ChannelConnectivity.IDLE:
-        raise StartError(f"gRPC refuses the service config of {service}")
-    return Channel(channel)
+    certificates = caller.certificates
+    methods = service_methods(service)
+    options = [*_OPTIONS, ("grpc.service_config", json.dumps(service_config(methods)))]
+
+    def dial() -> grpc.aio.Channel:
+        if certificates is None:
+            channel = grpc.aio.insecure_channel(target, options=options)
+        else:
+            name = ("grpc.ssl_target_name_override", methods[0].workload)
+            channel = grpc.aio.secure_channel(target, certificates.channel_credentials(), options=[*options, name])
+        # A channel that gRPC could not make would fail each of its calls, and says so nowhere else.
+        if channel.get_state() is not grpc.ChannelConnectivity.IDLE:
+            raise StartError(f"gRPC refuses the service config of {service}")
+        return channel
+
+    return Channel(dial, caller.tracing, certificates)
 
 
 class Channel(grpc.aio.Channel):
     """A channel that keeps the contract on the caller's side: requests are of their type, every call has a deadline.
 
     The policy is looked up when a stub is made, once per method. What a call returns is the inner channel's own call
-    object, so its life is as gRPC has it.
+    object, so its life is as gRPC has it. Where certificates change, a new inner channel takes the calls from then on.
     """
 
-    def __init__(self, inner: grpc.aio.Channel) -> None:
-        self._inner = inner
+    def __init__(
+        self,
+        dial: Callable[[], grpc.aio.Channel],
+        tracing: Tracing,
+        certificates: Certificates | None = None,
+    ) -> None:
+        self._dial = dial
+        self._tracing = tracing if tracing.enabled else None
+        self._callers: list[_Caller] = []
+        self._inner = dial()
+        self._tasks: set[asyncio.Task[None]] = set()
+        if certificates is not None:
+            self._tasks.add(asyncio.create_task(self._rotate(certificates)))
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _caller(method, self._inner.unary_unary(method, *args, **kwargs))
+        return self._caller(method, lambda channel: channel.unary_unary(method, *args, **kwargs))
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _caller(method, self._inner.unary_stream(method, *args, **kwargs))
+        return self._caller(method, lambda channel: channel.unary_stream(method, *args, **kwargs))
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{method}: streams of requests are in no contract yet")
@@ -58,6 +86,8 @@ class Channel(grpc.aio.Channel):
         raise NotImplementedError(f"{method}: streams of requests are in no contract yet")
 
     async def close(self, grace: float | None = None) -> None:
+        for task in self._tasks:
+            task.cancel()  # a channel that retires closes by that, whatever it still carries
         await self._inner.close(grace)
 
     async def __aenter__(self) -> "Channel":
@@ -75,13 +105,62 @@ class Channel(grpc.aio.Channel):
     async def channel_ready(self) -> None:
         await self._inner.channel_ready()
 
+    def _caller(self, path: str, bind: Callable[[grpc.aio.Channel], Callable[..., Any]]) -> "_Caller":
+        caller = _Caller(find_method(path), bind, self._inner, self._tracing)
+        self._callers.append(caller)
+        return caller
 
-def _caller(path: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    method = find_method(path)
+    async def _rotate(self, certificates: Certificates) -> None:
+        """Dials anew when the certificates change: a channel cannot change its own."""
+        version = certificates.version()
+        while True:
+            await asyncio.sleep(_ROTATION_CHECK)
+            try:
+                current = certificates.version()
+                if current == version:
+                    continue
+                fresh = self._dial()
+            except (OSError, StartError) as error:
+                _log.error("the new certificates cannot be used; keeping the old ones", error=str(error))
+                continue
+            old, self._inner, version = self._inner, fresh, current
+            for caller in self._callers:
+                caller.bind(fresh)
+            _log.info("certificates rotated")
+            self._tasks.add(asyncio.create_task(self._retire(old)))
 
-    def invoke(request: Message, *, timeout: float | None = None, **kwargs: Any) -> Any:
+    async def _retire(self, channel: grpc.aio.Channel) -> None:
+        """Lets calls that have begun on a channel end there, each by its own deadline."""
+        await channel.close(max((caller.method.timeout for caller in self._callers), default=None))
+
+
+class _Caller:
+    """What a stub calls for one method."""
+
+    def __init__(
+        self,
+        method: Method,
+        bind: Callable[[grpc.aio.Channel], Callable[..., Any]],
+        channel: grpc.aio.Channel,
+        tracing: Tracing | None,
+    ) -> None:
+        self.method = method
+        self._bind = bind
+        self._call = bind(channel)
+        self._tracing = tracing
+
+    def bind(self, channel: grpc.aio.Channel) -> None:
+        self._call = self._bind(channel)
+
+    def __call__(self, request: Message, *, timeout: float | None = None, **kwargs: Any) -> Any:
+        method = self.method
         if not isinstance(request, method.request):
-            raise TypeError(f"{path} takes {method.request.__name__}, not {type(request).__name__}")
-        return call(request, timeout=deadlines.timeout(method.timeout, timeout), **kwargs)
-
-    return invoke
+            raise TypeError(f"{method.path} takes {method.request.__name__}, not {type(request).__name__}")
+        kwargs["timeout"] = deadlines.timeout(method.timeout, timeout)
+        if self._tracing is None:
+            return self._call(request, **kwargs)
+        span = self._tracing.client_span(method)
+        kwargs["metadata"] = (*(kwargs.get("metadata") or ()), inject(span))
+        call = self._call(request, **kwargs)
+        call.add_done_callback(lambda call: end_client_span(span, call))
+        return call

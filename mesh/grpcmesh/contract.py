@@ -17,6 +17,8 @@ from mesh.v1 import policy_pb2
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 REASON_PREFIX = "ERROR_REASON_"
+ANYONE = "*"
+"""Among a method's callers: whoever it is, also without a certificate."""
 
 
 class ContractError(Exception):

@@ -15,6 +15,8 @@ from protovalidate import Violation
 from grpcmesh.contract import Reason, reason
 
 INVALID_REQUEST = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_INVALID_REQUEST)
+CALLER_UNKNOWN = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_CALLER_UNKNOWN)
+CALLER_NOT_ALLOWED = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_CALLER_NOT_ALLOWED)
 INTERNAL = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_INTERNAL)
 STORE_UNAVAILABLE = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_STORE_UNAVAILABLE)
 TIMEOUT = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_TIMEOUT)

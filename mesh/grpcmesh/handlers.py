@@ -13,8 +13,10 @@ from grpc_status import rpc_status
 from protovalidate import Validator
 
 from grpcmesh import deadlines
-from grpcmesh.contract import Method, Reason
+from grpcmesh.contract import ANYONE, Method, Reason
 from grpcmesh.errors import (
+    CALLER_NOT_ALLOWED,
+    CALLER_UNKNOWN,
     DRAINING,
     INTERNAL,
     INVALID_REQUEST,
@@ -23,10 +25,15 @@ from grpcmesh.errors import (
     status_for_violations,
     status_of,
 )
+from grpcmesh.identity import caller_of
+from grpcmesh.tracing import TRACE_ID, Tracing, trace_id
+from grpcmesh.workload import Workload
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Any
 """A grpc.RpcMethodHandler; its published types are those of the synchronous server."""
+Answer = Callable[[Any, Context], Awaitable[Any]]
+Check = Callable[[Method, Message], None]
 Refusals = Mapping[type[Exception], Reason]
 
 _log = structlog.get_logger("grpcmesh")
@@ -56,30 +63,46 @@ class Streams:
         self._tasks.discard(task)
 
 
-def enforce(method: Method, handler: Handler, refusals: Refusals, streams: Streams) -> Handler:
-    """The handler with its contract around it: valid requests, answers of the right type, refusals with a reason."""
+def enforce(method: Method, handler: Handler, refusals: Refusals, streams: Streams, workload: Workload) -> Handler:
+    """The handler with its contract around it: who may call, valid requests, answers of the right type, reasons."""
     _validator.collect_violations(method.request())  # compiles the rules now, rather than in the first call
     if handler.request_streaming:
         raise NotImplementedError(f"{method.path}: streams of requests are in no contract yet")
-    deserialize = _decoder(method.request)
+    check = _check_valid_answer if workload.check_answers else _check_answer
     if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(
-            _streaming(method, handler.unary_stream, refusals, streams), deserialize, handler.response_serializer
-        )
-    return grpc.unary_unary_rpc_method_handler(
-        _unary(method, handler.unary_unary, refusals), deserialize, handler.response_serializer
-    )
+        answer = _streaming(method, handler.unary_stream, refusals, check, streams)
+        kind = grpc.unary_stream_rpc_method_handler
+    else:
+        answer = _unary(method, handler.unary_unary, refusals, check)
+        kind = grpc.unary_unary_rpc_method_handler
+    if workload.tracing.enabled:
+        answer = _traced(method, answer, workload.tracing)
+    return kind(answer, _decoder(method.request), handler.response_serializer)
+
+
+def _traced(method: Method, answer: Answer, tracing: Tracing) -> Answer:
+    """The span of a call around everything else, so that refusals are seen; every answer says which trace it is in."""
+
+    async def traced(request: Any, context: Context) -> Any:
+        with tracing.server_span(method, context) as span:
+            await context.send_initial_metadata(((TRACE_ID, trace_id(span)),))
+            return await answer(request, context)
+
+    return traced
 
 
 def _unary(
-    method: Method, behaviour: Callable[[Message, Context], Awaitable[Message]], refusals: Refusals
-) -> Callable[[Any, Context], Awaitable[Message]]:
+    method: Method, behaviour: Callable[[Message, Context], Awaitable[Message]], refusals: Refusals, check: Check
+) -> Answer:
     async def answer(request: Any, context: Context) -> Message:
         limit = _enter(method, context)
         try:
             async with limit:
+                await _check_caller(method, context)
                 await _check_request(request, context)
-                return _checked_answer(method, await behaviour(request, context))
+                response = await behaviour(request, context)
+                check(method, response)
+                return response
         except grpc.aio.AbortError:
             raise
         except (Exception, asyncio.CancelledError) as error:
@@ -92,18 +115,21 @@ def _streaming(
     method: Method,
     behaviour: Callable[[Message, Context], AsyncGenerator[Message, None]],
     refusals: Refusals,
+    check: Check,
     streams: Streams,
-) -> Callable[[Any, Context], Awaitable[None]]:
+) -> Answer:
     # Writes the answers itself rather than yielding them: so a reader that does not read is inside the limit as well.
     async def answer(request: Any, context: Context) -> None:
         limit = _enter(method, context)
         task = streams.enter()
         try:
             async with limit:
+                await _check_caller(method, context)
                 await _check_request(request, context)
                 async with aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
-                        await context.write(_checked_answer(method, response))
+                        check(method, response)
+                        await context.write(response)
         except grpc.aio.AbortError:
             raise
         except (Exception, asyncio.CancelledError) as error:
@@ -137,6 +163,21 @@ def _decoder(request_type: type[Message]) -> Callable[[bytes], Message | DecodeE
     return decode
 
 
+async def _check_caller(method: Method, context: Context) -> None:
+    if ANYONE in method.callers:
+        return
+    caller = caller_of(context)
+    if caller is None:
+        await _abort(context, status_of(CALLER_UNKNOWN, f"{method.path} is for {_names(method)}; who calls?"))
+    if caller not in method.callers:
+        message = f"{method.path} is for {_names(method)}, not for {caller}"
+        await _abort(context, status_of(CALLER_NOT_ALLOWED, message, {"caller": caller}))
+
+
+def _names(method: Method) -> str:
+    return ", ".join(sorted(method.callers))
+
+
 async def _check_request(request: Message | DecodeError, context: Context) -> None:
     if isinstance(request, DecodeError):
         await _abort(context, status_of(INVALID_REQUEST, f"the request is no message of this method's: {request}"))
@@ -144,10 +185,14 @@ async def _check_request(request: Message | DecodeError, context: Context) -> No
         await _abort(context, status_for_violations(violations))
 
 
-def _checked_answer(method: Method, response: Message) -> Message:
+def _check_answer(method: Method, response: Message) -> None:
     if not isinstance(response, method.response):
         raise TypeError(f"{method.path} answers {method.response.__name__}, not {type(response).__name__}")
-    return response
+
+
+def _check_valid_answer(method: Method, response: Message) -> None:
+    _check_answer(method, response)
+    _validator.validate(response)
 
 
 async def _refuse(

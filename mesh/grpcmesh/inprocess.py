@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, NoReturn
 import grpc
 import structlog
 
+from grpcmesh.identity import auth_context
+
 _WINDOW = 16  # messages a stream may be ahead of its reader, in place of HTTP/2's flow control
 _LARGEST = 4 * 1024 * 1024  # bytes of a message, as gRPC's own default: what works here must work on the wire
 _PEER = "inprocess:"
@@ -23,10 +25,11 @@ Handler = Any
 
 
 class InProcessChannel(grpc.aio.Channel):
-    """A channel to handlers in this process, by path."""
+    """A channel to handlers in this process, by path. `caller` is the workload that calls, if it says who it is."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], caller: str | None = None) -> None:
         self._handlers = handlers
+        self._auth = auth_context(caller) if caller else {}
         self._calls: set[_Call] = set()
         self._closed = False
 
@@ -53,7 +56,7 @@ class InProcessChannel(grpc.aio.Channel):
             # Credentials, wait_for_ready and compression mean nothing without a wire.
             if self._closed:
                 raise grpc.aio.UsageError("Channel is closed.")
-            call = kind(path, handler, serialize(request), deserialize, timeout, metadata)
+            call = kind(path, handler, serialize(request), deserialize, timeout, metadata, self._auth)
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
             return call
@@ -91,10 +94,18 @@ class _Call(grpc.aio.Call):
     """
 
     def __init__(
-        self, path: str, handler: Handler | None, request: bytes, deserialize: Any, timeout: float | None, metadata: Any
+        self,
+        path: str,
+        handler: Handler | None,
+        request: bytes,
+        deserialize: Any,
+        timeout: float | None,
+        metadata: Any,
+        auth: Mapping[str, Any],
     ) -> None:
         loop = asyncio.get_running_loop()
         self._path = path
+        self.auth = auth
         self._deserialize = deserialize
         self.deadline = None if timeout is None else loop.time() + timeout
         self.metadata = tuple(Metadatum(*entry) for entry in metadata or ())
@@ -365,7 +376,7 @@ class _Context(grpc.aio.ServicerContext[Any, Any]):
         return None
 
     def auth_context(self) -> Mapping[str, Any]:
-        return {}
+        return self._call.auth
 
     def time_remaining(self) -> float | None:  # type: ignore[override] # None without a deadline, as in grpc.aio
         if self._call.deadline is None:

@@ -7,12 +7,15 @@ from typing import Any
 
 import structlog
 
+from grpcmesh.tracing import log_context
+
 
 def configure(level: str = "INFO") -> None:
     """Sends structlog and the standard library's logging the same way. `level` is a name such as "INFO"."""
     terminal = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _trace_ids,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if terminal else "iso", utc=not terminal),
@@ -40,6 +43,11 @@ def configure(level: str = "INFO") -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def _trace_ids(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event.update(log_context())
+    return event
 
 
 def _message_first(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

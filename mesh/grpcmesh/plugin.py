@@ -20,11 +20,10 @@ from google.protobuf.compiler.plugin_pb2 import CodeGeneratorRequest, CodeGenera
 from google.protobuf.descriptor import EnumDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
-from grpcmesh.contract import REASON_PREFIX, ContractError, Method, read_method, read_reason
+from grpcmesh.contract import ANYONE, REASON_PREFIX, ContractError, Method, read_method, read_reason
 from grpcmesh.service_config import service_config
 
 _UPPER_SNAKE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
-_ANYONE = "*"
 
 
 class Contract:
@@ -70,7 +69,7 @@ class Contract:
         return ""
 
     def _check_callers(self) -> None:
-        known = {_ANYONE, *self.by_workload()}
+        known = {ANYONE, *self.by_workload()}
         for service in self.services:
             for method in self.methods[service.full_name]:
                 for caller in sorted(method.callers - known):
@@ -123,7 +122,7 @@ def _network_policies(contract: Contract) -> str:
     policies = []
     for workload, methods in contract.by_workload().items():
         callers = sorted({caller for method in methods for caller in method.callers})
-        sources = "" if _ANYONE in callers else "".join(_SOURCE.format(caller=caller) for caller in callers)
+        sources = "" if ANYONE in callers else "".join(_SOURCE.format(caller=caller) for caller in callers)
         policies.append(_POLICY.format(workload=workload, sources=f"      from:\n{sources}" if sources else ""))
     return header + "---\n".join(policies)
 
@@ -172,7 +171,7 @@ def _docs(contract: Contract) -> Iterator[str]:
         yield "| method | deadline | attempts | callers | |"
         yield "| --- | --- | --- | --- | --- |"
         for index, method in enumerate(contract.methods[service.full_name]):
-            name, callers = method.path.rpartition("/")[2], ", ".join(sorted(method.callers)).replace(_ANYONE, "anyone")
+            name, callers = method.path.rpartition("/")[2], ", ".join(sorted(method.callers)).replace(ANYONE, "anyone")
             comment = contract.service_comment(service, 2, index)
             yield f"| `{name}` | {method.timeout:g} s | {method.max_attempts} | {callers} | {comment} |"
     for enum in sorted(contract.reasons, key=lambda enum: enum.full_name):
@@ -190,7 +189,7 @@ def _docs(contract: Contract) -> Iterator[str]:
 
 def _edges(contract: Contract) -> set[str]:
     return {
-        f"{'anyone([anyone])' if caller == _ANYONE else caller} --> {method.workload}"
+        f"{'anyone([anyone])' if caller == ANYONE else caller} --> {method.workload}"
         for methods in contract.methods.values()
         for method in methods
         for caller in method.callers

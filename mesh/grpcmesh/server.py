@@ -11,12 +11,13 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from grpcmesh.client import Channel
-from grpcmesh.contract import service_methods
+from grpcmesh.contract import ANYONE, find_method, service_methods
 from grpcmesh.errors import StartError
 from grpcmesh.handlers import Handler, Refusals, Streams, enforce
 from grpcmesh.health import SERVICE as HEALTH
 from grpcmesh.health import HealthServicer
 from grpcmesh.inprocess import InProcessChannel
+from grpcmesh.workload import Workload
 
 _Servicer = TypeVar("_Servicer")
 _log = structlog.get_logger("grpcmesh")
@@ -38,20 +39,20 @@ class Server:
     """
 
     def __init__(
-        self, *, check: Callable[[], Awaitable[None]] | None = None, drain: float = 0.5, grace: float = 5.0
+        self, workload: Workload, *, check: Callable[[], Awaitable[None]] | None = None, grace: float = 5.0
     ) -> None:
         """`check` raises while the service cannot serve (its store is away, say); it is asked once a second.
 
-        A stop lasts `drain` seconds in which clients see NOT_SERVING and go elsewhere, then up to `grace` seconds for
-        calls that have begun.
+        A stop lasts the workload's `drain`, in which clients see NOT_SERVING and go elsewhere, then up to `grace`
+        seconds for calls that have begun.
         """
+        self._workload = workload
         self._check = check
-        self._drain = drain
         self._grace = grace
         self._services: dict[str, Mapping[str, Handler]] = {}
         self._streams = Streams()
         self._health: HealthServicer | None = None
-        self._listener: grpc.aio.Server | None = None
+        self._listeners: list[grpc.aio.Server] = []
         self._started = False
         self._checking: asyncio.Task[None] | None = None
 
@@ -66,19 +67,23 @@ class Server:
         register(servicer, cast(grpc.aio.Server, registrar))
         for service, handlers in registrar.services.items():
             self._services[service] = {
-                method.path: enforce(method, handlers[method.path.rpartition("/")[2]], refusals, self._streams)
+                method.path: enforce(
+                    method, handlers[method.path.rpartition("/")[2]], refusals, self._streams, self._workload
+                )
                 for method in service_methods(service)
             }
 
-    def channel(self) -> Channel:
-        """A channel to these servicers that stays inside the process; the contract holds on it as on the wire."""
+    def channel(self, caller: Workload) -> Channel:
+        """A channel of the workload `caller` inside the process; the contract holds on it as on the wire."""
         handlers = {path: handler for methods in self._services.values() for path, handler in methods.items()}
-        return Channel(InProcessChannel(handlers))
+        return Channel(lambda: InProcessChannel(handlers, caller.name), caller.tracing)
 
-    def listen(self, address: str) -> int:
+    def listen(self, address: str, *, health: str | None = None, plaintext: bool = False) -> int:
         """Binds "host:port" and answers the port (0 asks for a free one); calls are taken from `start` on.
 
-        Raises StartError where the address is taken or not one of this machine's.
+        A workload with certificates speaks TLS, mutually where some method is not for anyone, unless it is to speak
+        `plaintext`. `health` is one more host:port, in plain text and for health checks alone: Kubernetes' probes have
+        no certificate. Raises StartError where an address is taken or not one of this machine's.
         """
         _probe(address)
         listener = grpc.aio.server(options=_OPTIONS)
@@ -88,40 +93,54 @@ class Server:
         self._health = HealthServicer(self._services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, listener)
         reflection.enable_server_reflection((*self._services, HEALTH, reflection.SERVICE_NAME), listener)
-        try:
-            port = listener.add_insecure_port(address)
-        except RuntimeError as error:
-            raise StartError(f"cannot listen on {address}: {error}") from error
-        self._listener = listener
+        self._listeners = [listener]
+        certificates = self._workload.certificates
+        if certificates is None or plaintext:
+            port = _bind(listener, address, None)
+        else:
+            port = _bind(listener, address, certificates.server_credentials(mutual=not self._for_anyone()))
+        if health is not None:
+            _probe(health)
+            probes = grpc.aio.server(options=_OPTIONS)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, probes)
+            _bind(probes, health, None)
+            self._listeners.append(probes)
         return port
+
+    def _for_anyone(self) -> bool:
+        paths = (path for methods in self._services.values() for path in methods)
+        return all(ANYONE in find_method(path).callers for path in paths)
 
     async def start(self) -> None:
         """Takes calls, and says so to health checks."""
-        if self._listener is not None and self._health is not None:
-            await self._listener.start()
-            self._started = True
-            if self._check is None:
-                self._health.set(True)
-            else:
-                checked = asyncio.Event()
-                self._checking = asyncio.create_task(self._keep_checking(self._check, self._health, checked))
-                await checked.wait()
+        if self._health is None:
+            return
+        for listener in self._listeners:
+            await listener.start()
+        self._started = True
+        if self._check is None:
+            self._health.set(True)
+        else:
+            checked = asyncio.Event()
+            self._checking = asyncio.create_task(self._keep_checking(self._check, self._health, checked))
+            await checked.wait()
 
     async def stop(self) -> None:
         """Stops without losing a call: NOT_SERVING, the drain, an end to the streams, then the last calls finish."""
         if self._checking is not None:
             self._checking.cancel()
-        if self._listener is None or self._health is None:
+        if self._health is None:
             return
-        if not self._started:  # gRPC gives a port back only after it was served
-            await self._listener.start()
-            await self._listener.stop(None)
-            return
-        self._health.drain()
-        await asyncio.sleep(self._drain)
-        self._streams.drain()
-        self._health.end()
-        await self._listener.stop(self._grace)
+        if self._started:
+            self._health.drain()
+            await asyncio.sleep(self._workload.drain)
+            self._streams.drain()
+            self._health.end()
+        else:  # gRPC gives a port back only after it was served
+            for listener in self._listeners:
+                await listener.start()
+        grace = self._grace if self._started else None
+        await asyncio.gather(*(listener.stop(grace) for listener in self._listeners))
 
     async def _keep_checking(
         self, check: Callable[[], Awaitable[None]], health: HealthServicer, checked: asyncio.Event
@@ -140,6 +159,15 @@ class Server:
             health.set(not failing)
             checked.set()
             await asyncio.sleep(_CHECK_INTERVAL)
+
+
+def _bind(listener: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        if credentials is None:
+            return listener.add_insecure_port(address)
+        return listener.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {address}: {error}") from error
 
 
 class _Registrar:

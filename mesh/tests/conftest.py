@@ -9,6 +9,7 @@ import pytest
 
 importlib.invalidate_caches()  # pytest has found `mesh` by this folder alone; the contract's half of it is gen/'s
 
+from grpcmesh import Workload  # noqa: E402 # see above
 from tests.echo import EchoStub, echo_server, listening, meshed  # noqa: E402 # see above
 
 Serve = Callable[..., Awaitable[EchoStub]]
@@ -22,7 +23,7 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
         async def serve(refusals: Any = None, **methods: Any) -> EchoStub:
             server = echo_server(refusals, **methods)
             if request.param == "in process":
-                return EchoStub(await stack.enter_async_context(server.channel()))
+                return EchoStub(await stack.enter_async_context(server.channel(Workload("caller"))))
             return await stack.enter_async_context(meshed(await stack.enter_async_context(listening(server))))
 
         yield serve

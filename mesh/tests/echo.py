@@ -13,7 +13,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from grpcmesh import Server, connect
+from grpcmesh import Server, Workload, connect
 from mesh.v1 import policy_pb2
 
 _PACKAGE = "test.echo.v1"
@@ -119,7 +119,7 @@ def echo_server(
     refusals: Any = None, *, check: Any = None, drain: float = 0, grace: float = 0, **methods: Any
 ) -> Server:
     """A server of these methods, which stops at once unless a test is about its stop."""
-    server = Server(check=check, drain=drain, grace=grace)
+    server = Server(Workload("echo", drain=drain), check=check, grace=grace)
     server.add(_add_servicer, methods, refusals or {})
     return server
 
@@ -138,7 +138,7 @@ async def listening(server: Server) -> AsyncIterator[str]:
 @asynccontextmanager
 async def meshed(address: str) -> AsyncIterator[EchoStub]:
     """A stub on a channel of the mesh."""
-    async with connect(address, SERVICE) as channel:
+    async with connect(address, SERVICE, Workload("echo")) as channel:
         yield EchoStub(channel)
 
 

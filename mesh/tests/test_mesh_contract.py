@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
-from grpcmesh import ContractError, Server, reason
+from grpcmesh import ContractError, Server, Workload, reason
 from tests.echo import EchoRequest, EchoResponse, add_contract
 
 _BROKEN = add_contract(
@@ -38,7 +38,7 @@ def add(service: str) -> None:
         handler = grpc.unary_unary_rpc_method_handler(_say, EchoRequest.FromString, EchoResponse.SerializeToString)
         server.add_registered_method_handlers(service, {"Say": handler})
 
-    Server().add(register, object(), {})
+    Server(Workload("echo")).add(register, object(), {})
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_may_be_repeated_may_be_retried() -> None:
 @pytest.mark.parametrize("path", ["/test.broken.v1.NoPolicyService/Say", "/test.broken.v1.Unheard/Say"])
 async def test_no_stub_is_made_without_a_policy(path: str) -> None:
     """A caller of what is in no contract, or has no policy there, learns it when the stub is made."""
-    async with Server().channel() as channel:
+    async with Server(Workload("echo")).channel(Workload("caller")) as channel:
         with pytest.raises(ContractError, match=path):
             channel.unary_unary(path)
 

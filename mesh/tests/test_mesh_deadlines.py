@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpcmesh import Refusal, refusal_of
+from grpcmesh import Refusal, Workload, refusal_of
 from structlog.testing import capture_logs
 from tests.conftest import Serve
 from tests.echo import (
@@ -91,7 +91,7 @@ async def test_a_chain_ends_at_its_first_deadline(serve: Serve) -> None:
 @pytest.mark.parametrize("caller", [plain, meshed])
 async def test_a_servicer_that_waits_for_another_is_not_at_fault(caller: Any) -> None:
     """Where a servicer's own call has used up the time, that is what its caller is told, and nothing is logged."""
-    async with echo_server(**every_method(Waiting())).channel() as channel:
+    async with echo_server(**every_method(Waiting())).channel(Workload("echo")) as channel:
 
         async def ask_on(request: Any, context: Any) -> Any:
             return await EchoStub(channel).Say(EchoRequest())

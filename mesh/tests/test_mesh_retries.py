@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 import grpcmesh.client
 import pytest
-from grpcmesh import StartError, connect
+from grpcmesh import StartError, Workload, connect
 from tests.echo import SERVICE, EchoRequest, EchoResponse, echo_server, listening, meshed, refused
 
 _ATTEMPTS = "grpc-previous-rpc-attempts"
@@ -51,4 +51,4 @@ async def test_a_broken_service_config_is_found_at_start(monkeypatch: pytest.Mon
     """What gRPC would refuse at the first call is refused when the channel is made."""
     monkeypatch.setattr(grpcmesh.client, "service_config", lambda _: {"loadBalancingConfig": [{"nonsense": {}}]})
     with pytest.raises(StartError, match=SERVICE):
-        connect("127.0.0.1:1", SERVICE)
+        connect("127.0.0.1:1", SERVICE, Workload("echo"))

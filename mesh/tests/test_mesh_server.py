@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
-from grpcmesh import Server, StartError, refusal_of
+from grpcmesh import Server, StartError, Workload, refusal_of
 from tests.echo import (
     SERVICE,
     EchoRequest,
@@ -33,7 +33,7 @@ NO_HOSTS = ["", "8081", ":0"]
 async def test_a_bad_address_is_one_line(address: str) -> None:
     """An address that cannot be listened on is told in one line, which names it and is none of gRPC's."""
     with pytest.raises(StartError) as caught:
-        Server().listen(address)
+        Server(Workload("echo")).listen(address)
     assert str(caught.value).startswith(f"cannot listen on {address!r}: ")
     assert "\n" not in str(caught.value)
     assert "GRPC" not in str(caught.value)

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpcmesh import Refusal, refusal_of
+from grpcmesh import Refusal, Workload, refusal_of
 from tests.echo import (
     NOT_SERVING,
     SERVING,
@@ -61,7 +61,7 @@ async def test_a_stream_that_waits_for_its_reader_is_drained_too(reach: str) -> 
     """A reader that has fallen behind is sent elsewhere as well, once it reads on."""
     endless = Endless()
     server = echo_server(grace=2, Repeat=endless.repeat)
-    async with listening(server) as address, meshed(address) as wire, server.channel() as channel:
+    async with listening(server) as address, meshed(address) as wire, server.channel(Workload("caller")) as channel:
         stream = (wire if reach == "wire" else EchoStub(channel)).Repeat(EchoRequest())
         await anext(aiter(stream))
         await endless.settled()

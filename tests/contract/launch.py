@@ -19,6 +19,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.ports import free_port
+from tools.certs import Authority
 
 T = TypeVar("T")
 
@@ -46,6 +47,10 @@ ENVIRONMENTS = {
         "DELIVERY_FLEET": f"{DATA}/quick_fleet.toml",
     },
 }
+AUTHORITY = Authority()
+"""Has signed the certificates of all workloads of a test run."""
+MUTUAL = {"kitchen", "delivery"}
+"""Those whose callers must show who they are; everyone else may be anyone."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _LIMIT = 30.0  # seconds, to start or to stop
 _TRIES = 3  # another process may take the port in between
@@ -111,13 +116,24 @@ def _start(service: str, folder: Path, environment: Mapping[str, str], end: Exit
     address = f"127.0.0.1:{free_port()}"
     settings = {name: value.format(address=address, folder=folder) for name, value in ENVIRONMENTS[service].items()}
     log = end.enter_context((folder / f"{service}.log").open("ab"))
-    process = subprocess.Popen(COMMANDS[service], env={**os.environ, **settings, **environment}, stderr=log)
-    started = Running(service, process, end.enter_context(connect(address)))
+    if service in MUTUAL:
+        settings["MESH_CERTIFICATES"] = str(folder / "certificates")
+        AUTHORITY.write(folder / "certificates", service)
+    settings |= {"MESH_CHECK_ANSWERS": "true"} | dict(environment)
+    process = subprocess.Popen(COMMANDS[service], env=os.environ | settings, stderr=log)
+    channel = connect(address, service, "order") if service in MUTUAL else connect(address)
+    started = Running(service, process, end.enter_context(channel))
     end.callback(started.terminate)
     return started
 
 
-def connect(address: str) -> grpc.Channel:
-    """A channel that does not wait long before it tries again."""
-    options = [(f"grpc.{which}_reconnect_backoff_ms", 50) for which in ("initial", "min", "max")]
-    return grpc.insecure_channel(address, options=options)
+def connect(
+    address: str, service: str | None = None, caller: str | None = None, authority: Authority = AUTHORITY
+) -> grpc.Channel:
+    """A channel that soon tries again; to a `service` by TLS, as the `caller` if there is one."""
+    options: list[tuple[str, Any]] = [(f"grpc.{which}_reconnect_backoff_ms", 50) for which in ("initial", "min", "max")]
+    if service is None:
+        return grpc.insecure_channel(address, options=options)
+    certificate, key = authority.issue(caller) if caller else (None, None)
+    credentials = grpc.ssl_channel_credentials(AUTHORITY.pem, key, certificate)
+    return grpc.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", service)])

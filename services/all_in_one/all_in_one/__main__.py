@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 from delivery.app import delivery_app
 from delivery.config import load_settings as load_delivery_settings
-from grpcmesh import Channel, connect, logs, run, stop_requested
+from grpcmesh import Channel, Workload, connect, logs, run, stop_requested
 from kitchen.app import kitchen_app
 from kitchen.config import load_settings as load_kitchen_settings
 from order.app import order_app
@@ -22,25 +22,32 @@ async def main() -> None:
     settings = load_order_settings()
     logs.configure(settings.log_level)
     async with AsyncExitStack() as stack:
-        kitchen = await _kitchen(stack, settings)
-        delivery = await _delivery(stack, settings)
-        await stack.enter_async_context(order_app(settings, kitchen, delivery))
+        order = await _workload(stack, "order")
+        kitchen = await _kitchen(stack, settings, order)
+        delivery = await _delivery(stack, settings, order)
+        await stack.enter_async_context(order_app(settings, order, kitchen, delivery))
         print(_welcome(settings.listen), file=sys.stderr, flush=True)
         await stop_requested()
 
 
-async def _kitchen(stack: AsyncExitStack, settings: OrderSettings) -> Channel:
+async def _workload(stack: AsyncExitStack, name: str) -> Workload:
+    return await stack.enter_async_context(Workload.from_environment(name))
+
+
+async def _kitchen(stack: AsyncExitStack, settings: OrderSettings, order: Workload) -> Channel:
     if settings.kitchen_target is not None:
-        return await stack.enter_async_context(connect(settings.kitchen_target, KITCHEN))
+        return await stack.enter_async_context(connect(settings.kitchen_target, KITCHEN, order))
     inner = load_kitchen_settings().model_copy(update={"listen": None})
-    return (await stack.enter_async_context(kitchen_app(inner))).channel()
+    kitchen = await _workload(stack, "kitchen")
+    return (await stack.enter_async_context(kitchen_app(inner, kitchen))).channel(order)
 
 
-async def _delivery(stack: AsyncExitStack, settings: OrderSettings) -> Channel:
+async def _delivery(stack: AsyncExitStack, settings: OrderSettings, order: Workload) -> Channel:
     if settings.delivery_target is not None:
-        return await stack.enter_async_context(connect(settings.delivery_target, DELIVERY))
+        return await stack.enter_async_context(connect(settings.delivery_target, DELIVERY, order))
     inner = load_delivery_settings().model_copy(update={"listen": None})
-    return (await stack.enter_async_context(delivery_app(inner))).channel()
+    delivery = await _workload(stack, "delivery")
+    return (await stack.enter_async_context(delivery_app(inner, delivery))).channel(order)
 
 
 def _welcome(listen: str) -> str:

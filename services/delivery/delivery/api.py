@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from grpcmesh import STORE_UNAVAILABLE, reason
+from grpcmesh import STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
 from pizza.delivery.v1 import delivery_service_pb2 as pb
 from pizza.delivery.v1 import delivery_service_pb2_grpc as pb_grpc
@@ -34,17 +34,18 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class DeliveryApi(pb_grpc.DeliveryServiceServicer):
-    def __init__(self, fleet: Fleet, store: Store, clock: Callable[[], datetime]) -> None:
+    def __init__(self, fleet: Fleet, store: Store, clock: Callable[[], datetime], tracing: Tracing) -> None:
         self._fleet = fleet
         self._store = store
         self._clock = clock
+        self._tracing = tracing
         self._tokens = URLSafeSerializer(store.key, salt="deliveries")
 
     async def ScheduleDelivery(
         self, request: pb.ScheduleDeliveryRequest, context: Context
     ) -> pb.ScheduleDeliveryResponse:
         address = Address(request.address.street, request.address.city, request.address.postal_code)
-        delivery = self._fleet.delivery(request.delivery_id, address, self._clock())
+        delivery = self._fleet.delivery(request.delivery_id, address, self._clock(), self._tracing.current())
         return pb.ScheduleDeliveryResponse(delivery=_message(await self._store.schedule(delivery)))
 
     async def GetDelivery(self, request: pb.GetDeliveryRequest, context: Context) -> pb.GetDeliveryResponse:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from grpcmesh import Server
+from grpcmesh import Server, Workload
 from pizza.delivery.v1.delivery_service_pb2_grpc import add_DeliveryServiceServicer_to_server
 
 from delivery import fulfilment
@@ -19,15 +19,17 @@ def _utc_now() -> datetime:
 
 
 @asynccontextmanager
-async def delivery_app(settings: Settings, clock: Callable[[], datetime] = _utc_now) -> AsyncIterator[Server]:
+async def delivery_app(
+    settings: Settings, workload: Workload, clock: Callable[[], datetime] = _utc_now
+) -> AsyncIterator[Server]:
     """Delivery, at work. Raises StartError, in one line and with nothing left running, where it cannot be."""
     fleet = load_fleet(settings)
     async with open_store(settings.database_url) as store:
-        server = Server(check=store.ping)
-        server.add(add_DeliveryServiceServicer_to_server, DeliveryApi(fleet, store, clock), REFUSALS)
+        server = Server(workload, check=store.ping)
+        server.add(add_DeliveryServiceServicer_to_server, DeliveryApi(fleet, store, clock, workload.tracing), REFUSALS)
         if settings.listen is not None:
-            server.listen(settings.listen)
-        working = asyncio.create_task(fulfilment.work(fleet, store, clock))
+            server.listen(settings.listen, health=settings.health_listen)
+        working = asyncio.create_task(fulfilment.work(fleet, store, clock, workload.tracing))
         try:
             await server.start()
             yield server

@@ -18,6 +18,8 @@ class Settings(BaseSettings):
 
     listen: str | None = "127.0.0.1:8082"
     """host:port, or None where delivery is reached from its own process alone."""
+    health_listen: str | None = None
+    """host:port of one more port in plain text, for health checks alone."""
     database_url: str = "sqlite:///.data/delivery.db"
     fleet: Path = _DATA
     time_scale: PositiveFloat = 1.0

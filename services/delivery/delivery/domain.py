@@ -1,6 +1,6 @@
 """What delivery is: couriers who carry parcels, one at a time each. Pure: no clock, no store, no network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -56,6 +56,8 @@ class Delivery:
     state: DeliveryState
     create_time: datetime
     update_time: datetime
+    traceparent: str = ""
+    """The trace that it belongs to (W3C Trace Context)."""
 
     def picked_up(self, now: datetime) -> "Delivery":
         return self._moved(DeliveryState.IN_TRANSIT, now)
@@ -74,6 +76,26 @@ class Delivery:
 
 
 @dataclass(frozen=True)
+class Spell:
+    """What a delivery has spent its time with: waiting for a courier, or the trip."""
+
+    name: str
+    start: datetime
+    end: datetime
+    traceparent: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of looking after the couriers once."""
+
+    next_arrival: datetime | None
+    """None where nobody is on the road."""
+    spells: Sequence[Spell]
+    """Those that have ended."""
+
+
+@dataclass(frozen=True)
 class Fleet:
     """Delivery's data: how many couriers there are, and how long a trip takes."""
 
@@ -82,9 +104,9 @@ class Fleet:
     time_scale: float = 1.0
     """1.0 is real time; 0.01 drives a hundred times as fast."""
 
-    def delivery(self, delivery_id: str, address: Address, now: datetime) -> Delivery:
+    def delivery(self, delivery_id: str, address: Address, now: datetime, traceparent: str = "") -> Delivery:
         """A new delivery, waiting for a courier."""
-        return Delivery(delivery_id, address, DeliveryState.SCHEDULED, now, now)
+        return Delivery(delivery_id, address, DeliveryState.SCHEDULED, now, now, traceparent)
 
     def arrives_at(self, now: datetime) -> datetime:
         """When a trip that begins now ends."""

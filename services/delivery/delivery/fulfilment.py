@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import datetime
 
 import structlog
+from grpcmesh import Tracing
 
 from delivery.domain import Fleet
 from delivery.store import Store
@@ -17,13 +18,15 @@ _log = structlog.get_logger("delivery")
 _PAUSE_AFTER_ERROR = 1.0  # seconds
 
 
-async def work(fleet: Fleet, store: Store, clock: Callable[[], datetime]) -> None:
+async def work(fleet: Fleet, store: Store, clock: Callable[[], datetime], tracing: Tracing) -> None:
     """Drives for ever: whenever a delivery comes or goes, and whenever a courier arrives."""
     while True:
         try:
-            next_arrival = await store.drive(fleet, clock())
+            driven = await store.drive(fleet, clock())
             changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
-            wait = None if next_arrival is None else (next_arrival - clock()).total_seconds()
+            for spell in driven.spells:
+                tracing.record(spell.name, spell.traceparent, spell.start, spell.end)
+            wait = None if driven.next_arrival is None else (driven.next_arrival - clock()).total_seconds()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await changed.wait()

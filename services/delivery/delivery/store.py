@@ -22,7 +22,7 @@ from alembic.config import Config
 from alembic.util.exc import CommandError
 from grpcmesh import StartError
 
-from delivery.domain import Address, Delivery, DeliveryIdTaken, DeliveryNotFound, DeliveryState, Fleet
+from delivery.domain import Address, Delivery, DeliveryIdTaken, DeliveryNotFound, DeliveryState, Fleet, Round, Spell
 
 T = TypeVar("T")
 
@@ -58,6 +58,7 @@ deliveries = sa.Table(
     sa.Column("arrives_at", Instant, index=True),  # null unless a courier has it
     sa.Column("create_time", Instant, nullable=False),
     sa.Column("update_time", Instant, nullable=False),
+    sa.Column("traceparent", sa.String(55), nullable=False),
     sa.Index("deliveries_queue", "state", "number"),
 )
 changes = sa.Table(
@@ -134,6 +135,7 @@ class Store:
                 "state": delivery.state,
                 "create_time": delivery.create_time,
                 "update_time": delivery.update_time,
+                "traceparent": delivery.traceparent,
             }
             connection.execute(_INSERT, values)
             _record(connection, delivery)
@@ -157,18 +159,21 @@ class Store:
 
         return await self._write(work)
 
-    async def drive(self, fleet: Fleet, now: datetime) -> datetime | None:
-        """Hands over what has arrived by now, sends free couriers off, and answers when the next one arrives."""
+    async def drive(self, fleet: Fleet, now: datetime) -> Round:
+        """Hands over what has arrived by now, and sends free couriers off."""
 
-        def work(connection: sa.Connection) -> datetime | None:
-            for delivery in map(_delivery, connection.execute(_ARRIVED, {"now": now}).all()):
+        def work(connection: sa.Connection) -> Round:
+            spells = []
+            for row in connection.execute(_ARRIVED, {"now": now}).all():
+                delivery = _delivery(row)
+                spells.append(Spell("trip", delivery.update_time, row.arrives_at, delivery.traceparent))
                 _save(connection, delivery.handed_over(now), arrives_at=None)
             free = fleet.couriers - (connection.scalar(_ON_THE_ROAD) or 0)
             if free > 0:
                 for delivery in map(_delivery, connection.execute(_WAITING, {"limit": free}).all()):
+                    spells.append(Spell("wait for courier", delivery.update_time, now, delivery.traceparent))
                     _save(connection, delivery.picked_up(now), arrives_at=fleet.arrives_at(now))
-            next_arrival: datetime | None = connection.scalar(_NEXT_ARRIVAL)
-            return next_arrival
+            return Round(connection.scalar(_NEXT_ARRIVAL), spells)
 
         return await self._write(work)
 
@@ -299,4 +304,5 @@ def _record(connection: sa.Connection, delivery: Delivery) -> None:
 
 def _delivery(row: "sa.Row[Any]") -> Delivery:
     state = DeliveryState(row.state)
-    return Delivery(row.delivery_id, Address(**row.address), state, row.create_time, row.update_time)
+    address = Address(**row.address)
+    return Delivery(row.delivery_id, address, state, row.create_time, row.update_time, row.traceparent)

@@ -1,6 +1,6 @@
 """The kitchen as a process of its own: `python -m kitchen`."""
 
-from grpcmesh import logs, run, stop_requested
+from grpcmesh import Workload, logs, run, stop_requested
 
 from kitchen.app import kitchen_app
 from kitchen.config import load_settings
@@ -9,7 +9,7 @@ from kitchen.config import load_settings
 async def main() -> None:
     settings = load_settings()
     logs.configure(settings.log_level)
-    async with kitchen_app(settings):
+    async with Workload.from_environment("kitchen") as workload, kitchen_app(settings, workload):
         await stop_requested()
 
 

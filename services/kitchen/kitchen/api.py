@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from grpcmesh import STORE_UNAVAILABLE, reason
+from grpcmesh import STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
 from pizza.kitchen.v1 import kitchen_service_pb2 as pb
 from pizza.kitchen.v1 import kitchen_service_pb2_grpc as pb_grpc
@@ -37,16 +37,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class KitchenApi(pb_grpc.KitchenServiceServicer):
-    def __init__(self, kitchen: Kitchen, store: Store, clock: Callable[[], datetime]) -> None:
+    def __init__(self, kitchen: Kitchen, store: Store, clock: Callable[[], datetime], tracing: Tracing) -> None:
         self._kitchen = kitchen
         self._store = store
         self._clock = clock
+        self._tracing = tracing
         self._tokens = URLSafeSerializer(store.key, salt="tickets")
 
     async def SubmitTicket(self, request: pb.SubmitTicketRequest, context: Context) -> pb.SubmitTicketResponse:
         items = tuple(Item(item.sku, item.quantity) for item in request.items)
         try:
-            ticket = self._kitchen.ticket(request.ticket_id, items, self._clock())
+            ticket = self._kitchen.ticket(request.ticket_id, items, self._clock(), self._tracing.current())
         except NoRecipe:
             # A repeated call is answered as before, also after a recipe was taken away.
             existing = await self._find(request.ticket_id)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from grpcmesh import Server, StartError
+from grpcmesh import Server, StartError, Workload
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import add_KitchenServiceServicer_to_server
 
 from kitchen import fulfilment
@@ -20,16 +20,18 @@ def _utc_now() -> datetime:
 
 
 @asynccontextmanager
-async def kitchen_app(settings: Settings, clock: Callable[[], datetime] = _utc_now) -> AsyncIterator[Server]:
+async def kitchen_app(
+    settings: Settings, workload: Workload, clock: Callable[[], datetime] = _utc_now
+) -> AsyncIterator[Server]:
     """The kitchen, at work. Raises StartError, in one line and with nothing left running, where it cannot be."""
     kitchen = load_kitchen(settings)
     async with open_store(settings.database_url) as store:
         await _check_stations(kitchen, store)
-        server = Server(check=store.ping)
-        server.add(add_KitchenServiceServicer_to_server, KitchenApi(kitchen, store, clock), REFUSALS)
+        server = Server(workload, check=store.ping)
+        server.add(add_KitchenServiceServicer_to_server, KitchenApi(kitchen, store, clock, workload.tracing), REFUSALS)
         if settings.listen is not None:
-            server.listen(settings.listen)
-        working = asyncio.create_task(fulfilment.work(kitchen, store, clock))
+            server.listen(settings.listen, health=settings.health_listen)
+        working = asyncio.create_task(fulfilment.work(kitchen, store, clock, workload.tracing))
         try:
             await server.start()
             yield server

@@ -1,6 +1,6 @@
 """What a kitchen is: stations that work on portions by recipe. Pure: no clock, no store, no network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -60,6 +60,8 @@ class Ticket:
     state: TicketState
     create_time: datetime
     update_time: datetime
+    traceparent: str = ""
+    """The trace that it belongs to (W3C Trace Context)."""
 
     def begun(self, now: datetime) -> "Ticket":
         return self._moved(TicketState.COOKING, now) if self.state is TicketState.QUEUED else self
@@ -95,14 +97,40 @@ class Portion:
     steps: tuple[Step, ...]
     position: int
     """Which of the steps it is at, from 0."""
+    since: datetime
+    """When it came to wait for this step's station, or, if it is there already, to the station."""
+    traceparent: str
 
     @property
     def step(self) -> Step:
         return self.steps[self.position]
 
-    def advanced(self) -> "Portion | None":
+    def advanced(self, now: datetime) -> "Portion | None":
         """The portion at its next step, or None where this was the last."""
-        return replace(self, position=self.position + 1) if self.position + 1 < len(self.steps) else None
+        if self.position + 1 == len(self.steps):
+            return None
+        return replace(self, position=self.position + 1, since=now)
+
+
+@dataclass(frozen=True)
+class Spell:
+    """What a portion has spent its time with: waiting for a station, or a step there."""
+
+    name: str
+    station: str
+    start: datetime
+    end: datetime
+    traceparent: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of looking after the stations once."""
+
+    next_done: datetime | None
+    """When the next portion will be done; None where all stations are empty."""
+    spells: Sequence[Spell]
+    """Those that have ended."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +142,12 @@ class Kitchen:
     time_scale: float = 1.0
     """1.0 is real time; 0.01 cooks a hundred times as fast."""
 
-    def ticket(self, ticket_id: str, items: tuple[Item, ...], now: datetime) -> Ticket:
+    def ticket(self, ticket_id: str, items: tuple[Item, ...], now: datetime, traceparent: str = "") -> Ticket:
         """A new ticket; raises NoRecipe for the first item that nobody here knows how to make."""
         for position, item in enumerate(items):
             if item.sku not in self.recipes:
                 raise NoRecipe(position, item.sku)
-        return Ticket(ticket_id, items, TicketState.QUEUED, now, now)
+        return Ticket(ticket_id, items, TicketState.QUEUED, now, now, traceparent)
 
     def plans(self, items: tuple[Item, ...]) -> list[tuple[Step, ...]]:
         """The steps of each portion that the items ask for, in the order in which they are begun."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import datetime
 
 import structlog
+from grpcmesh import Tracing
 
 from kitchen.domain import Kitchen
 from kitchen.store import Store
@@ -17,13 +18,15 @@ _log = structlog.get_logger("kitchen")
 _PAUSE_AFTER_ERROR = 1.0  # seconds
 
 
-async def work(kitchen: Kitchen, store: Store, clock: Callable[[], datetime]) -> None:
+async def work(kitchen: Kitchen, store: Store, clock: Callable[[], datetime], tracing: Tracing) -> None:
     """Cooks for ever: whenever a ticket comes or goes, and whenever a step is done."""
     while True:
         try:
-            next_done = await store.cook(kitchen, clock())
+            cooked = await store.cook(kitchen, clock())
             changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
-            wait = None if next_done is None else (next_done - clock()).total_seconds()
+            for spell in cooked.spells:
+                tracing.record(spell.name, spell.traceparent, spell.start, spell.end, station=spell.station)
+            wait = None if cooked.next_done is None else (cooked.next_done - clock()).total_seconds()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await changed.wait()

@@ -7,10 +7,10 @@ Writes go through one place (`_write`), reads beside them.
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,18 @@ from alembic.config import Config
 from alembic.util.exc import CommandError
 from grpcmesh import StartError
 
-from kitchen.domain import Item, Kitchen, Portion, Step, Ticket, TicketIdTaken, TicketNotFound, TicketState
+from kitchen.domain import (
+    Item,
+    Kitchen,
+    Portion,
+    Round,
+    Spell,
+    Step,
+    Ticket,
+    TicketIdTaken,
+    TicketNotFound,
+    TicketState,
+)
 
 T = TypeVar("T")
 
@@ -57,6 +68,7 @@ tickets = sa.Table(
     sa.Column("portions_left", sa.Integer, nullable=False),
     sa.Column("create_time", Instant, nullable=False),
     sa.Column("update_time", Instant, nullable=False),
+    sa.Column("traceparent", sa.String(55), nullable=False),
 )
 # A row for each portion that is not done yet, so that what there is to do stays small however much was done.
 portions = sa.Table(
@@ -67,6 +79,7 @@ portions = sa.Table(
     sa.Column("steps", sa.JSON, nullable=False),
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("station", sa.String(64), nullable=False),
+    sa.Column("since", Instant, nullable=False),
     sa.Column("done_at", Instant, index=True),  # null while it waits for its station
     sa.Index("portions_queue", "station", "done_at", "portion_id"),
 )
@@ -93,7 +106,8 @@ _ADD_PORTIONS = portions.insert()
 _REMOVE_PORTIONS = portions.delete().where(portions.c.ticket_id == _ID)
 _MOVE_PORTION = portions.update().where(portions.c.portion_id == _ID)
 _REMOVE_PORTION = portions.delete().where(portions.c.portion_id == _ID)
-_DONE = sa.select(portions).where(portions.c.done_at <= _NOW)
+_PORTIONS = sa.select(portions, tickets.c.traceparent).join(tickets)
+_DONE = _PORTIONS.where(portions.c.done_at <= _NOW)
 _NEXT_DONE = sa.select(sa.func.min(portions.c.done_at))
 _BUSY = (
     sa.select(portions.c.station, sa.func.count().label("portions"))
@@ -101,8 +115,7 @@ _BUSY = (
     .group_by(portions.c.station)
 )
 _WAITING = (
-    sa.select(portions)
-    .where(portions.c.station == sa.bindparam("at"), portions.c.done_at.is_(None))
+    _PORTIONS.where(portions.c.station == sa.bindparam("at"), portions.c.done_at.is_(None))
     .order_by(portions.c.portion_id)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
@@ -155,9 +168,10 @@ class Store:
                 "portions_left": len(plans),
                 "create_time": ticket.create_time,
                 "update_time": ticket.update_time,
+                "traceparent": ticket.traceparent,
             }
             connection.execute(_INSERT, values)
-            connection.execute(_ADD_PORTIONS, [_new_portion(ticket.ticket_id, plan) for plan in plans])
+            connection.execute(_ADD_PORTIONS, [_new_portion(ticket, plan) for plan in plans])
             _record(connection, ticket)
             return ticket
 
@@ -180,16 +194,15 @@ class Store:
 
         return await self._write(work)
 
-    async def cook(self, kitchen: Kitchen, now: datetime) -> datetime | None:
-        """Moves on what is done by now, fills the stations, and answers when the next portion will be done."""
+    async def cook(self, kitchen: Kitchen, now: datetime) -> Round:
+        """Moves on what is done by now, and fills the stations."""
 
-        def work(connection: sa.Connection) -> datetime | None:
-            _finish(connection, now)
+        def work(connection: sa.Connection) -> Round:
+            spells = list(_finish(connection, now))
             busy = {row.station: row.portions for row in connection.execute(_BUSY)}
             for station, capacity in kitchen.stations.items():
-                _fill(connection, kitchen, station, capacity - busy.get(station, 0), now)
-            next_done: datetime | None = connection.scalar(_NEXT_DONE)
-            return next_done
+                spells += _fill(connection, kitchen, station, capacity - busy.get(station, 0), now)
+            return Round(connection.scalar(_NEXT_DONE), spells)
 
         return await self._write(work)
 
@@ -209,8 +222,8 @@ class Store:
             after = {"after": sequence}
             rows = await self._read(partial(_all, query=_CHANGES_AFTER, values=after))
             for row in rows:
-                ticket = Ticket(row.ticket_id, _items(row.items), TicketState(row.then), row.create_time, row.then_at)
-                yield Change(row.sequence, ticket)
+                then = replace(_ticket(row), state=TicketState(row.then), update_time=row.then_at)
+                yield Change(row.sequence, then)
                 sequence = row.sequence
             if not rows:
                 await changed.wait()
@@ -299,12 +312,15 @@ def _secret(engine: sa.Engine) -> str:
         return str(key)
 
 
-def _finish(connection: sa.Connection, now: datetime) -> None:
+def _finish(connection: sa.Connection, now: datetime) -> Iterator[Spell]:
     """Moves every portion whose step is done to its next station, or off the board, and finishes tickets."""
-    for portion in map(_portion, connection.execute(_DONE, {"now": now}).all()):
-        advanced = portion.advanced()
+    for row in connection.execute(_DONE, {"now": now}).all():
+        portion = _portion(row)
+        yield Spell(portion.step.name, portion.step.station, portion.since, row.done_at, portion.traceparent)
+        advanced = portion.advanced(now)
         if advanced is not None:
-            values = {"position": advanced.position, "station": advanced.step.station, "done_at": None}
+            step = {"position": advanced.position, "station": advanced.step.station}
+            values = step | {"since": advanced.since, "done_at": None}
             connection.execute(_MOVE_PORTION, {"id": portion.portion_id} | values)
             continue
         connection.execute(_REMOVE_PORTION, {"id": portion.portion_id})
@@ -312,14 +328,15 @@ def _finish(connection: sa.Connection, now: datetime) -> None:
             _save(connection, _get(connection, portion.ticket_id).finished(now))
 
 
-def _fill(connection: sa.Connection, kitchen: Kitchen, station: str, room: int, now: datetime) -> None:
+def _fill(connection: sa.Connection, kitchen: Kitchen, station: str, room: int, now: datetime) -> Iterator[Spell]:
     """Begins the step of the portions that have waited longest, as many as the station has room for."""
     if room <= 0:
         return
     waiting = connection.execute(_WAITING, {"at": station, "limit": room}).all()
     for portion in map(_portion, waiting):
+        yield Spell(f"wait for {station}", station, portion.since, now, portion.traceparent)
         done_at = kitchen.done_at(portion.step, now)
-        connection.execute(_MOVE_PORTION, {"id": portion.portion_id, "done_at": done_at})
+        connection.execute(_MOVE_PORTION, {"id": portion.portion_id, "since": now, "done_at": done_at})
         ticket = _get(connection, portion.ticket_id)
         if ticket.begun(now) != ticket:
             _save(connection, ticket.begun(now))
@@ -331,9 +348,7 @@ def _all(connection: sa.Connection, query: sa.Select[Any], values: dict[str, Any
 
 def _find(connection: sa.Connection, ticket_id: str) -> Ticket | None:
     row = connection.execute(_FIND, {"id": ticket_id}).one_or_none()
-    if row is None:
-        return None
-    return Ticket(row.ticket_id, _items(row.items), TicketState(row.state), row.create_time, row.update_time)
+    return None if row is None else _ticket(row)
 
 
 def _get(connection: sa.Connection, ticket_id: str) -> Ticket:
@@ -355,14 +370,17 @@ def _record(connection: sa.Connection, ticket: Ticket) -> None:
     connection.execute(_RECORD, values)
 
 
-def _items(items: list[dict[str, Any]]) -> tuple[Item, ...]:
-    return tuple(Item(**item) for item in items)
+def _ticket(row: "sa.Row[Any]") -> Ticket:
+    items = tuple(Item(**item) for item in row.items)
+    return Ticket(row.ticket_id, items, TicketState(row.state), row.create_time, row.update_time, row.traceparent)
 
 
-def _new_portion(ticket_id: str, plan: tuple[Step, ...]) -> dict[str, Any]:
+def _new_portion(ticket: Ticket, plan: tuple[Step, ...]) -> dict[str, Any]:
     steps = [asdict(step) for step in plan]
-    return {"ticket_id": ticket_id, "steps": steps, "position": 0, "station": plan[0].station}
+    place = {"position": 0, "station": plan[0].station, "since": ticket.create_time}
+    return {"ticket_id": ticket.ticket_id, "steps": steps} | place
 
 
 def _portion(row: "sa.Row[Any]") -> Portion:
-    return Portion(row.portion_id, row.ticket_id, tuple(Step(**step) for step in row.steps), row.position)
+    steps = tuple(Step(**step) for step in row.steps)
+    return Portion(row.portion_id, row.ticket_id, steps, row.position, row.since, row.traceparent)

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.money_pb2 import Money
-from grpcmesh import STORE_UNAVAILABLE, reason
+from grpcmesh import STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
 from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1 import order_service_pb2_grpc as pb_grpc
@@ -45,10 +45,11 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class OrderApi(pb_grpc.OrderServiceServicer):
-    def __init__(self, menu: Menu, store: Store, clock: Callable[[], datetime]) -> None:
+    def __init__(self, menu: Menu, store: Store, clock: Callable[[], datetime], tracing: Tracing) -> None:
         self._menu = menu
         self._store = store
         self._clock = clock
+        self._tracing = tracing
         self._tokens = URLSafeSerializer(store.key, salt="orders")
 
     async def ListMenuItems(self, request: pb.ListMenuItemsRequest, context: Context) -> pb.ListMenuItemsResponse:
@@ -63,7 +64,9 @@ class OrderApi(pb_grpc.OrderServiceServicer):
         lines = tuple(Line(line.sku, line.quantity) for line in request.lines)
         address = Address(request.address.street, request.address.city, request.address.postal_code)
         try:
-            order = self._menu.order(request.order_id, request.customer_id, lines, address, self._clock())
+            order = self._menu.order(
+                request.order_id, request.customer_id, lines, address, self._clock(), self._tracing.current()
+            )
         except UnknownSku:
             # A repeated call is answered as before, also after an item has left the menu.
             existing = await self._find(request.order_id)

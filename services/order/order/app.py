@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 
 import grpc
-from grpcmesh import Server
+from grpcmesh import Server, Workload
 from pizza.order.v1.order_service_pb2_grpc import add_OrderServiceServicer_to_server
 
 from order.api import REFUSALS, OrderApi
@@ -24,6 +24,7 @@ def _utc_now() -> datetime:
 @asynccontextmanager
 async def order_app(
     settings: Settings,
+    workload: Workload,
     kitchen: grpc.aio.Channel,
     delivery: grpc.aio.Channel,
     clock: Callable[[], datetime] = _utc_now,
@@ -31,12 +32,14 @@ async def order_app(
     """The order service, at work. Raises StartError, in one line and with nothing left running, where it cannot be."""
     menu = load_menu(settings)
     async with open_store(settings.database_url) as store:
-        server = Server(check=store.ping)
-        server.add(add_OrderServiceServicer_to_server, OrderApi(menu, store, clock), REFUSALS)
-        server.listen(settings.listen)
+        server = Server(workload, check=store.ping)
+        server.add(add_OrderServiceServicer_to_server, OrderApi(menu, store, clock, workload.tracing), REFUSALS)
+        server.listen(settings.listen, health=settings.health_listen, plaintext=not settings.tls)
         check_after = timedelta(seconds=settings.check_after)
         jitter = Random()  # noqa: S311 # no secret
-        fulfilment = Fulfilment(store, Kitchen(kitchen), Delivery(delivery), clock, jitter, check_after)
+        fulfilment = Fulfilment(
+            store, Kitchen(kitchen), Delivery(delivery), clock, jitter, check_after, workload.tracing
+        )
         working = asyncio.create_task(fulfilment.run())
         try:
             await server.start()

@@ -19,7 +19,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ORDER_")
 
     listen: str = "127.0.0.1:8080"
-    """host:port."""
+    """host:port. Everyone may call here, with or without a certificate."""
+    tls: bool = False
+    """Whether the port above speaks TLS, where there are certificates; plain text otherwise."""
+    health_listen: str | None = None
+    """host:port of one more port in plain text, for health checks alone."""
     database_url: str = "sqlite:///.data/order.db"
     menu: Path = _DATA
     kitchen_target: str | None = None

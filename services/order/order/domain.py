@@ -138,11 +138,28 @@ class Menu:
     """How long an order waits before it goes to the kitchen, in case its customer has second thoughts."""
 
     def order(
-        self, order_id: str, customer_id: str, lines: tuple[Line, ...], address: Address, now: datetime
+        self,
+        order_id: str,
+        customer_id: str,
+        lines: tuple[Line, ...],
+        address: Address,
+        now: datetime,
+        traceparent: str = "",
     ) -> "Order":
         """A new order at today's prices; raises UnknownSku."""
-        state, step, due = OrderState.PLACED, Step.SUBMIT_TICKET, now + self.hold
-        return Order(order_id, customer_id, lines, address, self._total(lines), state, now, now, step=step, due=due)
+        return Order(
+            order_id,
+            customer_id,
+            lines,
+            address,
+            total=self._total(lines),
+            state=OrderState.PLACED,
+            create_time=now,
+            update_time=now,
+            step=Step.SUBMIT_TICKET,
+            due=now + self.hold,
+            traceparent=traceparent,
+        )
 
     def _total(self, lines: tuple[Line, ...]) -> Money:
         prices = {item.sku: item.price for item in self.items}
@@ -174,6 +191,8 @@ class Order:
     """Whether a ticket was, or may have been, submitted."""
     asked_delivery: bool = False
     """Whether a delivery was, or may have been, scheduled."""
+    traceparent: str = ""
+    """The trace that it began in (W3C Trace Context)."""
 
     def same_content(self, other: "Order") -> bool:
         """Whether both ask for the same. The total is not compared: prices may have changed since."""

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from random import Random
 
 import structlog
+from grpcmesh import Tracing
 
 from order.clients import (
     Delivery,
@@ -47,6 +48,7 @@ class Fulfilment:
         clock: Clock,
         random: Random,
         check_after: timedelta,
+        tracing: Tracing,
     ) -> None:
         self._store = store
         self._kitchen = kitchen
@@ -54,6 +56,7 @@ class Fulfilment:
         self._clock = clock
         self._random = random
         self._check_after = check_after
+        self._tracing = tracing
 
     async def run(self) -> None:
         """Fulfils orders until it is cancelled."""
@@ -95,9 +98,13 @@ class Fulfilment:
         """Does the step of an order, and stores what came of it."""
         step = order.step
         assert step is not None  # noqa: S101 # an order is due for nothing else
+        span = self._tracing.span(
+            step, order.traceparent, state=order.state, attempt=order.attempts, skus=len(order.lines)
+        )
         try:
-            outcome = await self._outcome(order, step)
-            await self._move(order.order_id, outcome)
+            with span:
+                outcome = await self._outcome(order, step)
+                await self._move(order.order_id, outcome)
         except Exception:  # the lease ends, and the step is tried again; no order may end the loop for the others
             _log.exception("step failed", order_id=order.order_id, step=step, attempt=order.attempts)
 
@@ -127,6 +134,7 @@ class Fulfilment:
             return done  # it can never begin, so it is as good as cancelled
         except Unreachable as error:
             delay = self._backoff(order.attempts)
+            self._tracing.fail(str(error))
             _log.info("step postponed", order_id=order.order_id, step=step, attempt=order.attempts, error=str(error))
             return lambda current, now: current.retry_step(step, now + timedelta(seconds=delay))
         return done
@@ -204,17 +212,20 @@ class Fulfilment:
     async def _apply(
         self, feed: str, update: Update[Progress], apply: Callable[[Order, Progress, datetime], Order]
     ) -> None:
-        known = await self._move(
+        start = self._clock()
+        order = await self._move(
             update.order_id, lambda order, now: apply(order, update.progress, now), feed=feed, token=update.token
         )
-        if not known:
+        if order is not None:
+            name = f"{feed} says {update.progress}"
+            self._tracing.record(name, order.traceparent, start, self._clock(), state=order.state)
+        else:
             _log.warning("the feed tells of an order that is not ours", feed=feed, order_id=update.order_id)
 
-    async def _move(self, order_id: str, move: Apply, feed: str | None = None, token: str = "") -> bool:
-        """Stores a move, and when to ask for news if none come; False where there is no such order."""
+    async def _move(self, order_id: str, move: Apply, feed: str | None = None, token: str = "") -> Order | None:
+        """Stores a move, and when to ask for news if none come; None where there is no such order."""
         now = self._clock()
         check_at = now + self._check_after
-        order = await self._store.update(
+        return await self._store.update(
             order_id, lambda order: move(order, now).check_later(check_at), feed=feed, token=token
         )
-        return order is not None

@@ -65,6 +65,7 @@ orders = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("asked_kitchen", sa.Boolean, nullable=False),
     sa.Column("asked_delivery", sa.Boolean, nullable=False),
+    sa.Column("traceparent", sa.String(55), nullable=False),
     sa.Index("orders_of_customer", "customer_id", "create_time", "order_id"),
 )
 changes = sa.Table(

@@ -1,0 +1,93 @@
+"""Who a workload is: its certificate with a SPIFFE id, and who its callers are.
+
+The trust domain is the CA: whoever it has signed is the workload that the certificate's spiffe://DOMAIN/WORKLOAD names.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from grpcmesh.errors import StartError
+
+_SPIFFE_ID = "peer_spiffe_id"  # gRPC's name for it in the auth context
+_FOLDER = "MESH_CERTIFICATES"
+_FILES = ("tls.crt", "tls.key", "ca.crt")  # the names in a Kubernetes TLS secret, and cert-manager's
+
+
+@dataclass(frozen=True)
+class Pems:
+    """The files as they were at one moment."""
+
+    certificate: bytes
+    key: bytes
+    authority: bytes
+
+
+class Certificates:
+    """A workload's certificate, its key and the CA's certificates, in a folder whose files may change at any time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.read()
+
+    @classmethod
+    def from_environment(cls) -> "Certificates | None":
+        """Those in the folder that MESH_CERTIFICATES names, if it does. Raises StartError where they cannot be read."""
+        folder = os.environ.get(_FOLDER)
+        return cls(Path(folder)) if folder else None
+
+    def version(self) -> tuple[int, ...]:
+        """Changes when a file does."""
+        stats = [(self._folder / name).stat() for name in _FILES]
+        return tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_ino))
+
+    def read(self) -> Pems:
+        """The files, all of one moment. Raises StartError where they cannot be read."""
+        try:
+            while True:
+                before = self.version()
+                pems = Pems(*((self._folder / name).read_bytes() for name in _FILES))
+                if self.version() == before:
+                    return pems
+        except OSError as error:
+            raise StartError(f"{_FOLDER}: {error}") from error
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """Shows the certificate, and trusts servers that the CA has signed. As of now: a channel cannot change it."""
+        pems = self.read()
+        return grpc.ssl_channel_credentials(pems.authority, pems.key, pems.certificate)
+
+    def server_credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
+        """Shows the certificate, read anew once it has changed. `mutual`: callers must show one as well."""
+        version = self.version()
+
+        def fetch() -> Any:
+            nonlocal version
+            current = self.version()
+            if current == version:
+                return None  # as before
+            configuration = self._server_configuration(mutual)
+            version = current
+            return configuration
+
+        return grpc.dynamic_ssl_server_credentials(self._server_configuration(mutual), fetch, mutual)
+
+    def _server_configuration(self, mutual: bool) -> Any:
+        pems = self.read()
+        return grpc.ssl_server_certificate_configuration(
+            [(pems.key, pems.certificate)], pems.authority if mutual else None
+        )
+
+
+def caller_of(context: "grpc.aio.ServicerContext[Any, Any]") -> str | None:
+    """The workload that calls, by its certificate; None without one."""
+    ids = context.auth_context().get(_SPIFFE_ID)
+    return next(iter(ids)).decode().rpartition("/")[2] if ids else None
+
+
+def auth_context(caller: str) -> dict[str, list[bytes]]:
+    """What gRPC would tell of a caller, for calls that stay inside the process."""
+    return {_SPIFFE_ID: [f"spiffe://in-process/{caller}".encode()]}

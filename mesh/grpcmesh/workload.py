@@ -1,0 +1,46 @@
+"""What a workload is to the mesh: its name, its certificates, its spans, and how its environment has it behave."""
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from typing import Self
+
+from grpcmesh.errors import StartError
+from grpcmesh.identity import Certificates
+from grpcmesh.tracing import Tracing
+
+_DRAIN = "MESH_DRAIN"
+_CHECK_ANSWERS = "MESH_CHECK_ANSWERS"
+
+
+@dataclass
+class Workload:
+    """One of the contract's workloads, as a caller and as a server. In one process there may be several."""
+
+    name: str
+    """As the contract's `callers` have it: "order"."""
+    certificates: Certificates | None = None
+    """Without them it speaks plain text, and nobody knows who it is."""
+    tracing: Tracing = field(default_factory=Tracing)
+    drain: float = 0.5
+    """Seconds between saying that it stops and stopping; in Kubernetes, longer than endpoints need to be updated."""
+    check_answers: bool = False
+    """Whether its answers are validated as requests are, for tests: an invalid one becomes INTERNAL."""
+
+    @classmethod
+    def from_environment(cls, name: str) -> Self:
+        """By MESH_CERTIFICATES, MESH_DRAIN, MESH_CHECK_ANSWERS and OpenTelemetry's OTEL_*; raises StartError."""
+        drain = os.environ.get(_DRAIN, cls.drain)
+        try:
+            seconds = float(drain)
+        except ValueError:
+            raise StartError(f"{_DRAIN} is a number of seconds, not {drain!r}") from None
+        check_answers = os.environ.get(_CHECK_ANSWERS, "").lower() in ("1", "true")
+        return cls(name, Certificates.from_environment(), Tracing.from_environment(name), seconds, check_answers)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Exports the spans that are left."""
+        await asyncio.to_thread(self.tracing.close)
