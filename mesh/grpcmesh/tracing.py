@@ -82,14 +82,12 @@ class Tracing:
     # Work.
 
     @contextmanager
-    def span(self, name: str, traceparent: str, **attributes: str | int | float | bool) -> Iterator[Span]:
+    def span(self, name: str, traceparent: str, attributes: Attributes) -> Iterator[None]:
         """A span of work, in the trace of `traceparent`; calls made inside belong to it."""
-        with self._tracer.start_as_current_span(name, _context(traceparent), attributes=attributes) as span:
-            yield span
+        with self._tracer.start_as_current_span(name, _context(traceparent), attributes=attributes):
+            yield
 
-    def record(
-        self, name: str, traceparent: str, start: datetime, end: datetime, **attributes: str | int | float | bool
-    ) -> None:
+    def record(self, name: str, traceparent: str, start: datetime, end: datetime, attributes: Attributes) -> None:
         """A span of something that is over, in the trace of `traceparent`."""
         began = int(start.timestamp() * _NANOSECONDS)
         span = self._tracer.start_span(name, _context(traceparent), attributes=attributes, start_time=began)
