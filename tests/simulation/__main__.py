@@ -5,7 +5,7 @@ import sys
 import time
 
 from tests.simulation.simulator import TokenFirst, failures, run
-from tests.simulation.world import SimulatedStore
+from tests.simulation.store import SimulatedStore
 
 
 def main() -> int:
