@@ -22,9 +22,12 @@ _DELIVERIES: dict[OrderState, set[Carrying | None]] = {
 
 
 def settled(shop: Shop) -> bool:
-    """Whether all orders, tickets and deliveries have ended."""
-    return all(order.state.last for order in shop.database.orders.values()) and all(
-        progress in provider.last for provider in (shop.kitchen, shop.delivery) for progress in provider.things.values()
+    """Whether all orders, tickets and deliveries have ended, and the last news of them is read."""
+    database = shop.database
+    return all(order.state.last for order in database.orders.values()) and all(
+        provider.read_to_its_end(database.tokens.get(provider.name, ""))
+        and provider.last >= {*provider.things.values()}
+        for provider in (shop.kitchen, shop.delivery)
     )
 
 
@@ -39,6 +42,8 @@ def broken(shop: Shop, customers: Iterable[Customer]) -> Iterator[str]:
         if customer.acknowledged and order_id not in orders:
             yield f"{order_id} was acknowledged and is not stored"
     for provider in (shop.kitchen, shop.delivery):
+        if not provider.read_to_its_end(shop.database.tokens.get(provider.name, "")):
+            yield f"the feed of {provider.name} is not read to its end"
         for order_id, progress in provider.things.items():
             if order_id not in orders:
                 yield f"{provider.name} has {order_id}, which is no order"

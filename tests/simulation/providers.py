@@ -17,7 +17,7 @@ from order.clients import (
 )
 from order.domain import Carrying, Making, Order
 
-from tests.simulation.process import Process
+from tests.simulation.process import Process, outcome_of
 from tests.simulation.world import World
 
 
@@ -32,6 +32,7 @@ class Provider(Generic[Progress]):
         cancelled: Progress,
         past_cancelling: set[Progress],
         refuses: Callable[[Order], bool],
+        ended: Callable[[str], bool],
     ) -> None:
         self.name = name
         self.things: dict[str, Progress] = {}
@@ -44,6 +45,7 @@ class Provider(Generic[Progress]):
         self._cancelled: Progress = cancelled
         self._past_cancelling: set[Progress] = past_cancelling
         self._refuses = refuses
+        self._ended = ended
         self._feed: list[tuple[str, Progress]] = []
         self._changed = asyncio.Event()
         self._generation = 0  # counts its databases
@@ -107,6 +109,10 @@ class Provider(Generic[Progress]):
                 position += 1
                 yield Update(order_id, progress, f"{generation}:{position}")
 
+    def read_to_its_end(self, token: str) -> bool:
+        """Whether nothing in the feed is news to who has this token."""
+        return bool(outcome_of(lambda: self.follow(token)) == (self._generation, len(self._feed)))
+
     def _begin(self, order_id: str, stage: int) -> None:
         delay = self._world.random.uniform(0, self._pace)
         self._loop.call_later(delay, self._reach, order_id, stage, self._generation)
@@ -120,6 +126,8 @@ class Provider(Generic[Progress]):
 
     def _record(self, order_id: str, progress: Progress) -> None:
         self._world.tell(self.name, "has", order_id, progress)
+        if progress is not self._cancelled and self._ended(order_id) and order_id not in self.lost:
+            self._world.wrong.append(f"{order_id} has ended, and {self.name} has it {progress}")
         self.things[order_id] = progress
         self._feed.append((order_id, progress))
         self._wake()

@@ -30,6 +30,7 @@ class Shop:
             Making.CANCELLED,
             {Making.READY},
             lambda order: order.lines[0].sku == NO_RECIPE,
+            self.database.ended,
         )
         self.delivery = Provider(
             world,
@@ -38,6 +39,7 @@ class Shop:
             Carrying.CANCELLED,
             {Carrying.IN_TRANSIT, Carrying.DELIVERED},
             lambda order: order.address.city == NO_ROAD,
+            self.database.ended,
         )
         items = tuple(MenuItem(sku, sku, Money("EUR", 8)) for sku in (PIZZA, NO_RECIPE))
         self.menu = Menu(items, timedelta(seconds=world.random.choice((0, 0, 2))))
@@ -75,8 +77,8 @@ class Customer:
         self.order_id = order_id
         self.acknowledged = False
         self.cancels = world.happens(0.4)
-        self.sku = NO_RECIPE if world.happens(0.05) else PIZZA
-        self.city = NO_ROAD if world.happens(0.05) else "Springfield"
+        self.sku = NO_RECIPE if world.happens(0.1) else PIZZA
+        self.city = NO_ROAD if world.happens(0.1) else "Springfield"
         self._patient = world.happens(0.9)
         self._shop = shop
         self._world = world

@@ -65,12 +65,11 @@ def failures(seeds: Iterable[int], store: type[SimulatedStore] = SimulatedStore)
 async def _schedule(random: Random, store: type[SimulatedStore], story: list[str] | None) -> list[str]:
     world = World(random, story)
     # News alone must do, which checks would hide: those are there for what is lost with a database.
-    loses_databases = world.happens(0.2)
-    check_after = random.choice((5.0, 60.0)) if loses_databases else _NEVER
+    check_after = random.choice((5.0, 60.0)) if world.loses_databases else _NEVER
     with _log_told(world):
         shop = Shop(world, store, check_after)
         customers = [Customer(shop, f"order-{number}") for number in range(1, random.randint(1, 4) + 1)]
-        _plan_accidents(shop, loses_databases)
+        _plan_accidents(shop)
         async with asyncio.TaskGroup() as group:
             for customer in customers:
                 group.create_task(customer.visit())
@@ -86,7 +85,7 @@ async def _schedule(random: Random, store: type[SimulatedStore], story: list[str
         return [*world.wrong, *broken(shop, customers)]
 
 
-def _plan_accidents(shop: Shop, loses_databases: bool) -> None:
+def _plan_accidents(shop: Shop) -> None:
     random, loop = shop.world.random, asyncio.get_running_loop()
 
     def perhaps(likelihood: float, accident: Callable[..., None], *arguments: float) -> None:
@@ -95,7 +94,7 @@ def _plan_accidents(shop: Shop, loses_databases: bool) -> None:
 
     for provider in (shop.kitchen, shop.delivery):
         perhaps(0.3, provider.go_away, random.uniform(0, 10))
-        perhaps(0.6 if loses_databases else 0, provider.lose_database)
+        perhaps(0.6 if shop.world.loses_databases else 0, provider.lose_database)
     perhaps(0.3, shop.world.set_clock_back, random.uniform(0, 5))
     perhaps(0.3, shop.replace_too_early, random.uniform(0, 8))
 

@@ -43,6 +43,8 @@ class World:
     def __init__(self, random: Random, story: list[str] | None) -> None:
         self.random = random
         self.faults = Faults.drawn(random)
+        self.loses_databases = self.happens(0.2)
+        """Whether kitchen and delivery may lose theirs, which the order service must find out by checks."""
         self.setback = 0.0
         """Seconds that the wall clock was set back so far."""
         self.wrong: list[str] = []
