@@ -27,7 +27,10 @@ def main() -> int:
         print(f"seed {failure.seed}: {'; '.join(failure.wrong)}", flush=True)
     seconds = time.monotonic() - begin
     print(f"{arguments.schedules} schedules from seed {arguments.seed} in {seconds:.1f} s; {failed} broke a promise")
+    if failed:
+        print("--replay SEED tells what happened")
     return bool(failed)
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

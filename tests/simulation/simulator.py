@@ -21,7 +21,7 @@ from tests.simulation.world import CALL_TIMEOUT, Faults, World
 _TROUBLE = 20.0  # seconds in which orders are placed and faults happen
 _CALM = 180  # seconds: more than the longest backoff, lease, check and work, one after the other
 _AFTERMATH = 5 * CALL_TIMEOUT  # seconds in which whatever is still on its way arrives
-_NEVER = 1e6  # seconds: later than any schedule ends
+NEVER = 1e6  # seconds: later than any schedule ends
 
 
 class TokenFirst(SimulatedStore):
@@ -65,7 +65,7 @@ def failures(seeds: Iterable[int], store: type[SimulatedStore] = SimulatedStore)
 async def _schedule(random: Random, store: type[SimulatedStore], story: list[str] | None) -> list[str]:
     world = World(random, story)
     # News alone must do, which checks would hide: those are there for what is lost with a database.
-    check_after = random.choice((5.0, 60.0)) if world.loses_databases else _NEVER
+    check_after = random.choice((5.0, 60.0)) if world.loses_databases else NEVER
     with _log_told(world):
         shop = Shop(world, store, check_after)
         customers = [Customer(shop, f"order-{number}") for number in range(1, random.randint(1, 4) + 1)]
