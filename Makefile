@@ -54,6 +54,12 @@ test: $(READY) ## everything that must hold: lint, types, architecture, gen/ cur
 	$(MAKE) --no-print-directory proto-check
 	pytest
 
+SEED ?= 1
+SCHEDULES ?= 10000
+.PHONY: simulate
+simulate: $(READY) ## fulfilment through SCHEDULES (10000) seeded schedules of faults, from SEED (1) on
+	@$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) --seed $(SEED)
+
 .PHONY: format
 format: $(READY) ## format the Python code and the contract
 	ruff check --fix-only .

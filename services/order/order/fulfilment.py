@@ -34,6 +34,7 @@ _LEASE = timedelta(seconds=3)  # a call's longest by its contract, and some; two
 _BACKOFF = 0.1  # seconds, doubled with each attempt
 _BACKOFF_MOST = 10.0  # seconds
 _PAUSE_AFTER_ERROR = 1.0  # seconds
+_LOOK_AGAIN = timedelta(seconds=10)  # what falls due may go unannounced: its caller left, or the commit seemed to fail
 
 Clock = Callable[[], datetime]
 Apply = Callable[[Order, datetime], Order]
@@ -87,10 +88,11 @@ class Fulfilment:
                 orders, next_due = await self._store.take_due(now, now + _LEASE, room)
                 due = self._store.due  # with no await since the commit: whatever falls due from here on sets it
                 under_way |= {group.create_task(self._do_step(order)) for order in orders}
-                if len(under_way) == _AT_ONCE or next_due is None:
+                if len(under_way) == _AT_ONCE:
                     timeout = None
                 else:
-                    timeout = (next_due - self._clock()).total_seconds()
+                    wait = _LOOK_AGAIN if next_due is None else min(next_due - self._clock(), _LOOK_AGAIN)
+                    timeout = wait.total_seconds()
                 waiting = group.create_task(due.wait())
                 await asyncio.wait({waiting, *under_way}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
