@@ -107,7 +107,7 @@ class Provider(Generic[Progress]):
             else:
                 order_id, progress = self._feed[position]
                 position += 1
-                yield Update(order_id, progress, f"{generation}:{position}")
+                yield Update(order_id, progress, self._world.clock(), f"{generation}:{position}")
 
     def read_to_its_end(self, token: str) -> bool:
         """Whether nothing in the feed is news to who has this token."""

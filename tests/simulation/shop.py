@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from random import Random
 
+from grpcmesh import Workload
 from order.domain import Address, Carrying, Line, Making, Menu, MenuItem, Money, NotCancellable
 from order.fulfilment import Fulfilment
 from order.store import StoreUnavailable
@@ -56,7 +57,9 @@ class Shop:
         self.processes.append((process, store))
         kitchen, delivery = SimulatedKitchen(process, self.kitchen), SimulatedDelivery(process, self.delivery)
         jitter = Random(world.random.random())
-        process.run(Fulfilment(store, kitchen, delivery, world.clock, jitter, self._check_after).run())
+        process.run(
+            Fulfilment(store, kitchen, delivery, world.clock, jitter, self._check_after, Workload("order")).run()
+        )
 
     def replace_too_early(self, seconds: float) -> None:
         """A process that only pauses is taken for dead, so that two work at once."""
