@@ -83,6 +83,10 @@ proto-check: $(READY)
 	elif [ -n "$$CI" ]; then exit 1; \
 	else echo "LEFT OUT: the check that gen/ is current (see the line above)"; fi
 
+.PHONY: bench
+bench: $(READY) ## what the mesh costs a call
+	@PYTHONPATH=. python3 bench/mesh_cost.py
+
 BASE ?= main
 .PHONY: breaking
 breaking: third-party ## what the contract changes since BASE (main) that breaks a caller, policy included

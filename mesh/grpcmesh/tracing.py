@@ -65,7 +65,7 @@ class Tracing:
         metadata = dict(context.invocation_metadata() or ())
         span = self._tracer.start_span(method.path[1:], _remote(metadata), SpanKind.SERVER, _rpc(method))
         if span.is_recording() and _PREVIOUS_ATTEMPTS in metadata:
-            span.set_attribute("rpc.grpc.previous_attempts", int(metadata[_PREVIOUS_ATTEMPTS]))
+            span.set_attribute("rpc.grpc.previous_attempts", metadata[_PREVIOUS_ATTEMPTS])
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             try:
                 yield span
@@ -106,9 +106,7 @@ class Tracing:
 
 def end_client_span(span: Span, call: Any) -> None:
     """Ends the span of a call that is over, with its status."""
-    if span.is_recording():
-        code, details = _finished(call.code()), _finished(call.details())
-        _set_status(span, code, details or "")
+    _set_status(span, _finished(call.code()), _finished(call.details()) or "")
     span.end()
 
 
