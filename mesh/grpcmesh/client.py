@@ -25,6 +25,7 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _ROTATION_CHECK = 1.0  # seconds
+_MARGIN = 1.0  # seconds
 _log = structlog.get_logger("grpcmesh")
 
 
@@ -132,8 +133,8 @@ class Channel(grpc.aio.Channel):
             retiring.add_done_callback(self._retiring.discard)
 
     async def _retire(self, channel: grpc.aio.Channel) -> None:
-        """Lets calls that have begun on a channel end there, each by its own deadline."""
-        await channel.close(max((caller.method.timeout for caller in self._callers), default=None))
+        """Lets calls that have begun on a channel end there, each by its own deadline, which is the earlier."""
+        await channel.close(max((caller.method.timeout for caller in self._callers), default=0) + _MARGIN)
 
 
 class _Caller:
