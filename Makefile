@@ -54,6 +54,11 @@ test: $(READY) ## everything that must hold: lint, types, architecture, gen/ cur
 	$(MAKE) --no-print-directory proto-check
 	pytest
 
+RESTARTS ?= 24
+.PHONY: drain
+drain: $(READY) ## restart two kitchens under load, RESTARTS (24) times each, and count the calls that are lost
+	RESTARTS=$(RESTARTS) pytest --capture=no --timeout=900 tests/e2e/test_drain.py
+
 .PHONY: format
 format: $(READY) ## format the Python code and the contract
 	ruff check --fix-only .
