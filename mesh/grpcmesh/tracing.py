@@ -66,8 +66,8 @@ class Tracing:
         """The span of a call that is served. It ends with the handler, however that ends."""
         metadata = dict(context.invocation_metadata() or ())
         span = self._tracer.start_span(method.path[1:], _remote(metadata), SpanKind.SERVER, _rpc(method))
-        if span.is_recording() and _PREVIOUS_ATTEMPTS in metadata:
-            span.set_attribute("rpc.grpc.previous_attempts", metadata[_PREVIOUS_ATTEMPTS])
+        if span.is_recording() and (previous := str(metadata.get(_PREVIOUS_ATTEMPTS, ""))).isdecimal():
+            span.set_attribute("rpc.grpc.previous_attempts", int(previous))
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             try:
                 yield span
@@ -84,12 +84,14 @@ class Tracing:
     # Work.
 
     @contextmanager
-    def span(self, name: str, traceparent: str, attributes: Attributes) -> Iterator[None]:
+    def span(self, name: str, traceparent: str, attributes: Attributes | None = None) -> Iterator[None]:
         """A span of work, in the trace of `traceparent`; calls made inside belong to it."""
         with self._tracer.start_as_current_span(name, _context(traceparent), attributes=attributes):
             yield
 
-    def record(self, name: str, traceparent: str, start: datetime, end: datetime, attributes: Attributes) -> None:
+    def record(
+        self, name: str, traceparent: str, start: datetime, end: datetime, attributes: Attributes | None = None
+    ) -> None:
         """A span of something that is over, in the trace of `traceparent`."""
         began = int(start.timestamp() * _NANOSECONDS)
         span = self._tracer.start_span(name, _context(traceparent), attributes=attributes, start_time=began)
