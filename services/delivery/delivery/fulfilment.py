@@ -26,7 +26,10 @@ async def work(fleet: Fleet, store: Store, clock: Callable[[], datetime], tracin
             changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
             for spell in driven.spells:
                 tracing.record(spell.name, spell.traceparent, spell.start, spell.end)
-            wait = None if driven.next_arrival is None else (driven.next_arrival - clock()).total_seconds()
+            wait = store.poll
+            if driven.next_arrival is not None:
+                until_arrival = (driven.next_arrival - clock()).total_seconds()
+                wait = until_arrival if wait is None else min(wait, until_arrival)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await changed.wait()

@@ -26,7 +26,10 @@ async def work(kitchen: Kitchen, store: Store, clock: Callable[[], datetime], tr
             changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
             for spell in cooked.spells:
                 tracing.record(spell.name, spell.traceparent, spell.start, spell.end, station=spell.station)
-            wait = None if cooked.next_done is None else (cooked.next_done - clock()).total_seconds()
+            wait = store.poll
+            if cooked.next_done is not None:
+                until_done = (cooked.next_done - clock()).total_seconds()
+                wait = until_done if wait is None else min(wait, until_done)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await changed.wait()
