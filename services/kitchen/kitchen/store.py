@@ -160,8 +160,8 @@ class _Gap:
 
 @dataclass(frozen=True)
 class _New:
+    kitchen: Kitchen
     ticket: Ticket
-    plans: list[tuple[Step, ...]]
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Store:
 
     async def submit(self, kitchen: Kitchen, ticket: Ticket) -> Ticket:
         """Stores a new ticket with its portions; an existing one is answered, or refused with TicketIdTaken."""
-        submitted = await self._database.write(_submit, _New(ticket, kitchen.plans(ticket.items)))
+        submitted = await self._database.write(_submit, _New(kitchen, ticket))
         self._announce()
         return submitted
 
@@ -274,20 +274,31 @@ def _secret(connection: sa.Connection) -> str:
 
 def _submit(connection: sa.Connection, new: Sequence[_New]) -> list[Ticket | Exception]:
     first = {one.ticket.ticket_id: one for one in reversed(new)}  # of those that want the same id
-    values = [_values(first[ticket_id]) for ticket_id in sorted(first)]
-    inserted = set(connection.scalars(_INSERT[connection.dialect.name], values))
-    added = [first[ticket_id] for ticket_id in sorted(inserted)]
-    if added:
-        connection.execute(_ADD_PORTIONS, [_new_portion(one.ticket, plan) for one in added for plan in one.plans])
-        _record(connection, [one.ticket for one in added])
-    stored = {one.ticket.ticket_id: one.ticket for one in added}
-    if existing := sorted(first.keys() - inserted):
-        rows = connection.execute(_FIND_ALL, {"ids": existing})
-        stored |= {row.ticket_id: _ticket(row) for row in rows}
+    stored = _find_all(connection, first)  # before anything is planned: their recipes may be gone
+    missing = [first[ticket_id] for ticket_id in sorted(first.keys() - stored.keys())]
+    stored |= _add(connection, missing)
+    stored |= _find_all(connection, first.keys() - stored.keys())  # another replica was faster
     return [
-        stored[ticket.ticket_id] if stored[ticket.ticket_id].items == ticket.items else TicketIdTaken(ticket.ticket_id)
-        for ticket in (one.ticket for one in new)
+        stored[one.ticket.ticket_id]
+        if stored[one.ticket.ticket_id].items == one.ticket.items
+        else TicketIdTaken(one.ticket.ticket_id)
+        for one in new
     ]
+
+
+def _add(connection: sa.Connection, new: Sequence[_New]) -> dict[str, Ticket]:
+    """Stores tickets with their portions; those whose id another replica has taken meanwhile are left out."""
+    if not new:
+        return {}
+    plans = {one.ticket.ticket_id: one.kitchen.plans(one.ticket.items) for one in new}
+    values = [_values(one.ticket, len(plans[one.ticket.ticket_id])) for one in new]
+    inserted = set(connection.scalars(_INSERT[connection.dialect.name], values))
+    added = {one.ticket.ticket_id: one.ticket for one in new if one.ticket.ticket_id in inserted}
+    if added:
+        portions_of = [_new_portion(ticket, plan) for ticket in added.values() for plan in plans[ticket.ticket_id]]
+        connection.execute(_ADD_PORTIONS, portions_of)
+        _record(connection, [*added.values()])
+    return added
 
 
 def _cancel_one(connection: sa.Connection, cancel: _Cancel) -> Ticket:
@@ -337,7 +348,7 @@ def _finish(connection: sa.Connection, now: datetime) -> list[Spell]:
         for ticket_id, portions_done in done.items()
         if connection.scalar(_PORTIONS_DONE, {"id": ticket_id, "done": portions_done}) == 0
     ]
-    _save(connection, [ticket.finished(now) for ticket in _find_all(connection, finished)])
+    _save(connection, [ticket.finished(now) for ticket in _find_all(connection, finished).values()])
     return spells
 
 
@@ -351,8 +362,8 @@ def _fill(connection: sa.Connection, kitchen: Kitchen, station: str, room: int, 
     ]
     if begun:
         connection.execute(_MOVE_PORTION, begun)
-    tickets = _find_all(connection, {portion.ticket_id: None for portion in waiting})
-    _save(connection, [ticket.begun(now) for ticket in tickets if ticket.begun(now) != ticket])
+    theirs = _find_all(connection, {portion.ticket_id: None for portion in waiting})
+    _save(connection, [ticket.begun(now) for ticket in theirs.values() if ticket.begun(now) != ticket])
     return [Spell(f"wait for {station}", station, portion.since, now, portion.traceparent) for portion in waiting]
 
 
@@ -381,13 +392,13 @@ def _get(connection: sa.Connection, ticket_id: str) -> Ticket:
     return _ticket(row)
 
 
-def _find_all(connection: sa.Connection, ticket_ids: Iterable[str]) -> list[Ticket]:
-    """Tickets in the order of their ids as given."""
+def _find_all(connection: sa.Connection, ticket_ids: Iterable[str]) -> dict[str, Ticket]:
+    """Tickets by their ids, in the order in which those are given."""
     ids = list(ticket_ids)
     if not ids:
-        return []
+        return {}
     found = {row.ticket_id: _ticket(row) for row in connection.execute(_FIND_ALL, {"ids": ids})}
-    return [found[ticket_id] for ticket_id in ids]
+    return {ticket_id: found[ticket_id] for ticket_id in ids if ticket_id in found}
 
 
 def _changes_after(connection: sa.Connection, sequence: int) -> tuple[list[Change], int]:
@@ -406,13 +417,12 @@ def _barrier(connection: sa.Connection) -> int:
     return int(connection.execute(_BARRIER).scalar_one())
 
 
-def _values(new: _New) -> dict[str, Any]:
-    ticket = new.ticket
+def _values(ticket: Ticket, portions_left: int) -> dict[str, Any]:
     return {
         "ticket_id": ticket.ticket_id,
         "items": [asdict(item) for item in ticket.items],
         "state": ticket.state,
-        "portions_left": len(new.plans),
+        "portions_left": portions_left,
         "create_time": ticket.create_time,
         "update_time": ticket.update_time,
         "traceparent": ticket.traceparent,
