@@ -96,6 +96,14 @@ class Database:
         result: T = await self._readers.call(work, None, limit)
         return result
 
+    def read_here(self, work: Callable[[sa.Connection], T]) -> T:
+        """Runs `work` in the thread that asks; for threads other than the event loop's."""
+        try:
+            with self._reading.connect() as connection:
+                return work(connection)
+        except sa.exc.SQLAlchemyError as error:
+            raise _meaning(error) from error
+
     async def write(self, work: Work[Item, T], item: Item, limit: float | None = _WRITE_LIMIT) -> T:
         """Writes an item, together with those that others write; answers what came of it once it is durable."""
         result: T = await self._writers.call(work, item, limit)
@@ -274,7 +282,7 @@ def _engine(url: sa.URL) -> sa.Engine:
         _prepare_sqlite(engine)
         return engine
     if backend == "postgresql":
-        size = _READERS + _WRITERS[backend]  # a connection for each thread
+        size = _READERS + _WRITERS[backend] + 1  # a connection for each thread, and for who asks in one of their own
         return sa.create_engine(
             url.set(drivername="postgresql+psycopg"), connect_args=_POSTGRES_CONNECTION, pool_size=size, max_overflow=0
         )

@@ -1,6 +1,6 @@
 """Delivery's database: deliveries, which of them are on the road, and the feed of changes.
 
-Several replicas may share it. Where one cannot hear of what another has stored, it looks: `poll`.
+Several replicas may share it. Where one cannot hear of what another has stored, it looks: `look_again`.
 """
 
 import asyncio
@@ -85,6 +85,7 @@ _WAITING = (
     .order_by(deliveries.c.number)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
+_QUEUE = sa.select(sa.func.count()).where(deliveries.c.state == DeliveryState.SCHEDULED)
 _NEXT_ARRIVAL = sa.select(sa.func.min(deliveries.c.arrives_at))
 _RECORD = changes.insert()
 _THEN = (changes.c.state.label("then"), changes.c.update_time.label("then_at"))
@@ -136,8 +137,8 @@ class Store:
         """Signs this database's tokens."""
         self.changed = asyncio.Event()
         """Set at the next commit here, and then replaced."""
-        self.poll = 1.0 if database.shared else None
-        """Seconds after which to look for what other replicas have stored; None where there are none."""
+        self.look_again = 1.0 if database.shared else 10.0
+        """Seconds after which to look for what was stored unheard of: by other replicas, or for callers that left."""
         self._database = database
 
     async def schedule(self, delivery: Delivery) -> Delivery:
@@ -183,7 +184,11 @@ class Store:
                 yield change
                 sequence = change.sequence
             if not changes:
-                await self._changed(changed, _FEED_POLL if self._database.shared else None)
+                await self._changed(changed, _FEED_POLL if self._database.shared else self.look_again)
+
+    def waiting(self) -> int:
+        """How many deliveries wait for a courier. For threads other than the event loop's."""
+        return self._database.read_here(lambda connection: connection.scalar(_QUEUE) or 0)
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""
@@ -193,7 +198,7 @@ class Store:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    async def _changed(self, changed: asyncio.Event, limit: float | None) -> None:
+    async def _changed(self, changed: asyncio.Event, limit: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(limit):
                 await changed.wait()

@@ -1,6 +1,6 @@
 """The kitchen's database: tickets, the portions still to be made, and the feed of changes.
 
-Several replicas may share it. Where one cannot hear of what another has stored, it looks: `poll`.
+Several replicas may share it. Where one cannot hear of what another has stored, it looks: `look_again`.
 """
 
 import asyncio
@@ -126,6 +126,9 @@ _WAITING = (
     .order_by(portions.c.portion_id)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
+_QUEUES = (
+    sa.select(portions.c.station, sa.func.count()).where(portions.c.done_at.is_(None)).group_by(portions.c.station)
+)
 _RECORD = changes.insert()
 _THEN = (changes.c.state.label("then"), changes.c.update_time.label("then_at"))
 _OLDEST_OPEN = {"sqlite": "0", "postgresql": "pg_snapshot_xmin(pg_current_snapshot())::text"}
@@ -182,8 +185,8 @@ class Store:
         """Signs this database's tokens."""
         self.changed = asyncio.Event()
         """Set at the next commit here, and then replaced."""
-        self.poll = 1.0 if database.shared else None
-        """Seconds after which to look for what other replicas have stored; None where there are none."""
+        self.look_again = 1.0 if database.shared else 10.0
+        """Seconds after which to look for what was stored unheard of: by other replicas, or for callers that left."""
         self._database = database
 
     async def submit(self, kitchen: Kitchen, ticket: Ticket) -> Ticket:
@@ -238,7 +241,11 @@ class Store:
                 yield change
                 sequence = change.sequence
             if not changes:
-                await self._changed(changed, _FEED_POLL if self._database.shared else None)
+                await self._changed(changed, _FEED_POLL if self._database.shared else self.look_again)
+
+    def waiting(self) -> dict[str, int]:
+        """How many portions wait for each station. For threads other than the event loop's."""
+        return self._database.read_here(lambda connection: {row[0]: row[1] for row in connection.execute(_QUEUES)})
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""
@@ -248,7 +255,7 @@ class Store:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    async def _changed(self, changed: asyncio.Event, limit: float | None) -> None:
+    async def _changed(self, changed: asyncio.Event, limit: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(limit):
                 await changed.wait()
@@ -364,7 +371,11 @@ def _fill(connection: sa.Connection, kitchen: Kitchen, station: str, room: int, 
         connection.execute(_MOVE_PORTION, begun)
     theirs = _find_all(connection, {portion.ticket_id: None for portion in waiting})
     _save(connection, [ticket.begun(now) for ticket in theirs.values() if ticket.begun(now) != ticket])
-    return [Spell(f"wait for {station}", station, portion.since, now, portion.traceparent) for portion in waiting]
+    return [
+        Spell(f"wait for {station}", station, portion.since, now, portion.traceparent)
+        for portion in waiting
+        if portion.since < now
+    ]
 
 
 def _save(connection: sa.Connection, moved: Sequence[Ticket]) -> None:

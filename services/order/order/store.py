@@ -1,6 +1,6 @@
 """The order service's database: orders with the step that is due, every change of theirs, and how far feeds were read.
 
-Several replicas may share it. Where one cannot hear of what another has stored, it looks: `poll`.
+Several replicas may share it. Where one cannot hear of what another has stored, it looks: `look_again`.
 """
 
 import asyncio
@@ -116,6 +116,7 @@ _UPDATE = orders.update().where(orders.c.order_id == _ID)
 _DUE = sa.select(orders).where(orders.c.due <= _NOW).order_by(orders.c.due).limit(_LIMIT)
 _TAKE_DUE = _DUE.with_for_update(skip_locked=True)
 _CHECK_NOW = orders.update().where(orders.c.step == sa.bindparam("check"))
+_LIVE = sa.select(orders.c.state, sa.func.count()).where(orders.c.due.is_not(None)).group_by(orders.c.state)
 _NEXT_DUE = sa.select(sa.func.min(orders.c.due))
 _FIRST_PAGE = (
     sa.select(orders)
@@ -207,8 +208,10 @@ class Store:
         """Signs this database's tokens."""
         self.due = asyncio.Event()
         """Set when the next order with a step is stored here, and then replaced."""
-        self.poll = 1.0 if database.shared else None
-        """Seconds after which to look for what other replicas have stored; None where there are none."""
+        self.shared = database.shared
+        """Whether other replicas may use the database as well."""
+        self.look_again = 1.0 if database.shared else 10.0
+        """Seconds after which to look for what was stored unheard of: by other replicas, or for callers that left."""
         self._database = database
         self._replica = replica if database.shared else ""  # whoever opens the file next goes on at once
         self._watchers: dict[str, set[asyncio.Event]] = {}
@@ -286,6 +289,10 @@ class Store:
         """Forgets how far a feed was read, and makes each `check` that waits due now; raises FeedLost."""
         await self._database.write(_begin_feed_anew, _Anew(_Read(feed, "", self._replica), check, now))
         self._announce_due()
+
+    def live(self) -> dict[str, int]:
+        """How many orders that have not ended are in each state. For threads other than the event loop's."""
+        return self._database.read_here(lambda connection: {row[0]: row[1] for row in connection.execute(_LIVE)})
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""
