@@ -123,6 +123,22 @@ class Postgres:
         return True
 
 
+class Databases:
+    """A database for each service and folder: a file of SQLite in it, unless there is a Postgres to be used."""
+
+    def __init__(self, postgres: Postgres | None = None) -> None:
+        self.postgres = postgres
+        self._urls: dict[tuple[str, Path], str] = {}
+
+    def url(self, service: str, folder: Path) -> str:
+        """The same one whenever it is asked for."""
+        if self.postgres is None:
+            return f"sqlite:///{folder}/{service}.db"
+        if (service, folder) not in self._urls:
+            self._urls[service, folder] = self.postgres.database()
+        return self._urls[service, folder]
+
+
 @contextmanager
 def postgres() -> Iterator[Postgres]:
     """A cluster that is gone afterwards. Its folder is one that the user whom it runs as may enter."""

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -17,13 +16,8 @@ HOME = Address("1 Main St", "Springfield", "")
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/delivery.db"
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
-    async with open_store(url) as store:
+async def store(database_url: str) -> AsyncIterator[Store]:
+    async with open_store(database_url) as store:
         yield store
 
 
@@ -46,12 +40,12 @@ async def test_a_delivery_waits_for_a_free_courier(store: Store) -> None:
     assert await states(store, *parcels) == ["DELIVERED"] * 3
 
 
-async def test_a_trip_survives_a_restart(url: str) -> None:
+async def test_a_trip_survives_a_restart(database_url: str) -> None:
     """A courier who was on the road when delivery stopped arrives at the time that was set."""
-    async with open_store(url) as store:
+    async with open_store(database_url) as store:
         parcel = await schedule(store)
         arrival = (await store.drive(FLEET, NOW)).next_arrival
-    async with open_store(url) as store:
+    async with open_store(database_url) as store:
         assert arrival is not None
         assert (await store.drive(FLEET, NOW + TRIP / 2)).next_arrival == arrival
         await store.drive(FLEET, arrival)

@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from kitchen.domain import Item, Kitchen, NotCancellable, Step, TicketIdTaken, TicketState
 from kitchen.store import Store, open_store, portions
-from sqlalchemy import create_engine, select
+from sqlalchemy import NullPool, create_engine, select
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KITCHEN = Kitchen(
@@ -23,13 +22,8 @@ KITCHEN = Kitchen(
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/kitchen.db"
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
-    async with open_store(url) as store:
+async def store(database_url: str) -> AsyncIterator[Store]:
+    async with open_store(database_url) as store:
         yield store
 
 
@@ -41,21 +35,21 @@ async def submit(store: Store, **quantities: int) -> str:
 def busy(url: str) -> Counter[str]:
     """How many portions are at work at each station."""
     query = select(portions.c.station).where(portions.c.done_at.is_not(None))
-    with create_engine(url).connect() as connection:
+    with create_engine(url, poolclass=NullPool).connect() as connection:
         return Counter(connection.scalars(query))
 
 
-async def test_two_ovens_bake_two_at_a_time(store: Store, url: str) -> None:
+async def test_two_ovens_bake_two_at_a_time(store: Store, database_url: str) -> None:
     """Of five portions two are in the ovens, the others wait, and the ticket is ready after the third round."""
     ticket_id = await submit(store, pizza=5)
     assert (await store.cook(KITCHEN, NOW)).next_done == NOW + timedelta(seconds=60)
-    assert busy(url) == {"counter": 5}
+    assert busy(database_url) == {"counter": 5}
     done = NOW + timedelta(seconds=60)
     for _round in range(3):
         assert (await store.get(ticket_id)).state is TicketState.COOKING
         done = (await store.cook(KITCHEN, done)).next_done or done
-        assert busy(url)["oven"] in (1, 2)
-    assert busy(url)["oven"] == 1
+        assert busy(database_url)["oven"] in (1, 2)
+    assert busy(database_url)["oven"] == 1
     assert (await store.cook(KITCHEN, done)).next_done is None
     ticket = await store.get(ticket_id)
     assert (ticket.state, ticket.update_time) == (TicketState.READY, NOW + timedelta(seconds=60 + 3 * 300))
@@ -69,13 +63,13 @@ async def test_first_come_first_served(store: Store) -> None:
     assert (await store.get(second)).state is TicketState.QUEUED
 
 
-async def test_progress_survives_a_restart(url: str) -> None:
+async def test_progress_survives_a_restart(database_url: str) -> None:
     """What was in the oven when the kitchen stopped is taken out when it is done, not begun again."""
-    async with open_store(url) as store:
+    async with open_store(database_url) as store:
         ticket_id = await submit(store, pizza=1)
         await store.cook(KITCHEN, NOW)
         done = (await store.cook(KITCHEN, NOW + timedelta(seconds=60))).next_done
-    async with open_store(url) as store:
+    async with open_store(database_url) as store:
         assert done == NOW + timedelta(seconds=360)
         assert (await store.cook(KITCHEN, NOW + timedelta(seconds=100))).next_done == done
         await store.cook(KITCHEN, done)
@@ -92,13 +86,13 @@ async def test_a_changed_recipe_is_for_new_tickets(store: Store) -> None:
     assert (await store.get(ticket_id)).state is TicketState.READY
 
 
-async def test_cancelling_frees_the_stations(store: Store, url: str) -> None:
+async def test_cancelling_frees_the_stations(store: Store, database_url: str) -> None:
     """A cancelled ticket's portions leave their stations to those who wait."""
     first, second = await submit(store, salad=5), await submit(store, salad=2)
     await store.cook(KITCHEN, NOW)
     assert (await store.cancel(first, NOW)).state is TicketState.CANCELLED
     await store.cook(KITCHEN, NOW)
-    assert busy(url) == {"counter": 2}
+    assert busy(database_url) == {"counter": 2}
     assert (await store.get(second)).state is TicketState.COOKING
 
 

@@ -39,7 +39,7 @@ _WRITE_LIMIT = 1.6  # seconds, likewise
 _PREPARING = 1  # advisory lock of replicas that start together
 # A lock is waited for, a statement runs and a transaction may idle (its replica was stopped, say) for so long.
 _POSTGRES = {
-    "lock_timeout": "750ms",
+    "lock_timeout": "500ms",
     "statement_timeout": "3s",
     "idle_in_transaction_session_timeout": "2s",
     "synchronous_commit": "on",  # whatever the role's default is: acknowledged means on the disk
@@ -297,7 +297,7 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     def on_connect(connection: Any, _: object) -> None:
         connection.isolation_level = None  # transactions begin where SQLAlchemy says, below
         # WAL lets readers read beside the writer; FULL syncs each commit: acknowledged means on the disk.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+        for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")

@@ -7,7 +7,7 @@ import asyncio
 import builtins
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -254,7 +254,7 @@ class Store:
         """Takes orders whose step is due until `lease_ends`, and answers when the next one that is not taken is due."""
         return await self._database.write(_take_due, _Due(now, lease_ends, limit))
 
-    async def watch(self, order_id: str) -> AsyncIterator[Order]:
+    async def watch(self, order_id: str) -> AsyncGenerator[Order, None]:
         """An order as it stands, then at each change up to its last state; raises OrderNotFound."""
         news = asyncio.Event()
         watchers = self._watchers.setdefault(order_id, set())
