@@ -147,3 +147,11 @@ def retry_after(error: grpc.RpcError) -> float:
         if detail.Unpack(info):
             return float(info.retry_delay.ToTimedelta().total_seconds())
     raise AssertionError("no RetryInfo")
+
+
+def test_a_service_stops_while_its_database_is_stalled(victim: Postgres, tmp_path: Path) -> None:
+    """SIGTERM ends the process all the same, within its grace and some."""
+    with running("order", tmp_path, ORDER_HOLD="1e6", ORDER_DATABASE_URL=victim.database()) as process:
+        Customer(process.channel).place()
+        with victim.stalled():
+            assert process.terminate() == 0

@@ -255,7 +255,7 @@ class Store:
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""
-        await self._database.read(lambda connection: connection.execute(sa.select(1)))
+        await self._database.ping()
 
     def _announce(self) -> None:
         self.changed.set()

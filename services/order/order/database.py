@@ -8,6 +8,7 @@ is answered once that is durable. Where one of them fails, all are done over, ea
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from grpcmesh import StartError
 
 _LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
 
+_ONE = sa.select(1)
+
 T = TypeVar("T")
 Item = TypeVar("Item")
 Work = Callable[[sa.Connection, Sequence[Item]], Sequence[T | Exception]]
@@ -36,6 +39,7 @@ _MOST_WRITES = 1024  # that wait or are under way: about as many as are done wit
 _MOST_READS = 256
 _READ_LIMIT = 0.8  # seconds; less than the contract's shortest timeout, so that the caller hears why
 _WRITE_LIMIT = 1.6  # seconds, likewise
+_CLOSE_LIMIT = 2.0  # seconds
 _PREPARING = 1  # advisory lock of replicas that start together
 # A lock is waited for, a statement runs and a transaction may idle (its replica was stopped, say) for so long.
 _POSTGRES = {
@@ -96,6 +100,10 @@ class Database:
         result: T = await self._readers.call(work, None, limit)
         return result
 
+    async def ping(self) -> None:
+        """Raises StoreUnavailable where the database does not answer; one that is merely busy does."""
+        await self._readers.call(lambda connection: connection.execute(_ONE), None, _READ_LIMIT, however_many=True)
+
     def read_here(self, work: Callable[[sa.Connection], T]) -> T:
         """Runs `work` in the thread that asks; for threads other than the event loop's."""
         try:
@@ -110,8 +118,9 @@ class Database:
         return result
 
     def close(self) -> None:
-        self._writers.close()
-        self._readers.close()
+        end = time.monotonic() + _CLOSE_LIMIT
+        self._writers.close(end)
+        self._readers.close(end)
         self._engine.dispose()
 
     def _read(self, reads: Sequence[_Call]) -> dict[_Call, Any]:
@@ -162,12 +171,15 @@ class _Threads:
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._held = 0
-        self._threads = [threading.Thread(target=self._work, name=name) for _ in range(threads)]
+        # A database that answers never more must not keep the process: they are given up at its end.
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
 
-    async def call(self, work: Callable[..., Any], item: Any, limit: float | None) -> Any:
-        if self._held >= self._most:
+    async def call(
+        self, work: Callable[..., Any], item: Any, limit: float | None, *, however_many: bool = False
+    ) -> Any:
+        if self._held >= self._most and not however_many:
             raise StoreOverloaded("too many calls wait for the database")
         call = _Call(work, item, self._loop.create_future())
         self._held += 1
@@ -178,11 +190,12 @@ class _Threads:
         except TimeoutError:
             raise StoreUnavailable("the database does not answer in time") from None
 
-    def close(self) -> None:
+    def close(self, end: float) -> None:
+        """Waits until `end` for what is under way."""
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0, end - time.monotonic()))
 
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:
@@ -284,7 +297,11 @@ def _engine(url: sa.URL) -> sa.Engine:
     if backend == "postgresql":
         size = _READERS + _WRITERS[backend] + 1  # a connection for each thread, and for who asks in one of their own
         return sa.create_engine(
-            url.set(drivername="postgresql+psycopg"), connect_args=_POSTGRES_CONNECTION, pool_size=size, max_overflow=0
+            url.set(drivername="postgresql+psycopg"),
+            connect_args=_POSTGRES_CONNECTION,
+            isolation_level="READ COMMITTED",
+            pool_size=size,
+            max_overflow=0,
         )
     raise sa.exc.ArgumentError(f"the store can be sqlite or postgresql, not {backend}")
 

@@ -297,7 +297,7 @@ class Store:
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""
-        await self._database.read(lambda connection: connection.execute(sa.select(1)))
+        await self._database.ping()
 
     async def watch_other_replicas(self) -> None:
         """Wakes the watches of orders that another replica has moved, for as long as it runs."""
