@@ -7,6 +7,7 @@ OTEL_EXPORTER_OTLP_ENDPOINT is set there is no tracer, the handlers and channels
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +28,7 @@ _PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
 _TRACEPARENT = "traceparent"
 _NANOSECONDS = 1_000_000_000
 
+_owed: ContextVar[tuple[tuple[str, str], ...] | None] = ContextVar("grpcmesh_owed", default=None)
 _propagator = TraceContextTextMapPropagator()
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -116,8 +118,17 @@ def inject(span: Span) -> tuple[str, str]:
     return _TRACEPARENT, f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def trace_id(span: Span) -> str:
-    return f"{span.get_span_context().trace_id:032x}"
+def owe_trace_id(span: Span) -> None:
+    """Has the running handler's answer say its trace, by `send_trace_id`."""
+    _owed.set(((TRACE_ID, f"{span.get_span_context().trace_id:032x}"),))
+
+
+async def send_trace_id(context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+    """Sends the initial metadata, if they are not sent yet. From then on gRPC does not retry the call (gRFC A6)."""
+    metadata = _owed.get()
+    if metadata is not None:
+        _owed.set(None)
+        await context.send_initial_metadata(metadata)
 
 
 def log_context() -> dict[str, str]:
