@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from random import Random
+from uuid import uuid4
 
 import grpc
 from grpcmesh import Server, Workload
@@ -31,7 +32,7 @@ async def order_app(
 ) -> AsyncIterator[Server]:
     """The order service, at work. Raises StartError, in one line and with nothing left running, where it cannot be."""
     menu = load_menu(settings)
-    async with open_store(settings.database_url) as store:
+    async with open_store(settings.database_url, replica=str(uuid4())) as store:
         server = Server(workload, check=store.ping)
         server.add(add_OrderServiceServicer_to_server, OrderApi(menu, store, clock, workload.tracing), REFUSALS)
         workload.metrics.gauge("pizza.order.live", "state", "Orders that have not ended", store.live)

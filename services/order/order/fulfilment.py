@@ -5,8 +5,9 @@ it has read. So it may be killed at any instant: the next one goes on from what 
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from random import Random
 
@@ -24,8 +25,9 @@ from order.clients import (
     Unreachable,
     Update,
 )
+from order.database import StoreOverloaded, StoreUnavailable
 from order.domain import Order, OrderState, Step
-from order.store import Store
+from order.store import FeedLost, Store
 
 _log = structlog.get_logger("order")
 
@@ -34,7 +36,8 @@ _LEASE = timedelta(seconds=3)  # a call's longest by its contract, and some; two
 _BACKOFF = 0.1  # seconds, doubled with each attempt
 _BACKOFF_MOST = 10.0  # seconds
 _PAUSE_AFTER_ERROR = 1.0  # seconds
-_LOOK_AGAIN = timedelta(seconds=10)  # what falls due may go unannounced: its caller left, or the commit seemed to fail
+_FEED_LEASE = timedelta(seconds=3)  # without a sign of life, after which another replica reads the feed
+_RENEW_FEED = 1.0  # seconds
 
 Clock = Callable[[], datetime]
 Apply = Callable[[Order, datetime], Order]
@@ -63,10 +66,14 @@ class Fulfilment:
 
     async def run(self) -> None:
         """Fulfils orders until it is cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._for_ever(self._do_due_steps))
-            group.create_task(self._for_ever(self._follow_kitchen))
-            group.create_task(self._for_ever(self._follow_delivery))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._for_ever(self._do_due_steps))
+                group.create_task(self._for_ever(self._follow_kitchen))
+                group.create_task(self._for_ever(self._follow_delivery))
+        finally:
+            with suppress(StoreUnavailable, StoreOverloaded):  # then their leases run out
+                await self._store.leave_feeds()
 
     async def _for_ever(self, part: Callable[[], Awaitable[None]]) -> None:
         """Begins a part of the loop anew whenever it ends; a fault in one order must not end it for the others."""
@@ -91,8 +98,8 @@ class Fulfilment:
                 if len(under_way) == _AT_ONCE:
                     timeout = None
                 else:
-                    wait = _LOOK_AGAIN if next_due is None else min(next_due - self._clock(), _LOOK_AGAIN)
-                    timeout = wait.total_seconds()
+                    until_due = math.inf if next_due is None else (next_due - self._clock()).total_seconds()
+                    timeout = min(until_due, self._store.look_again)
                 waiting = group.create_task(due.wait())
                 await asyncio.wait({waiting, *under_way}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
@@ -191,10 +198,42 @@ class Fulfilment:
         apply: Callable[[Order, Progress, datetime], Order],
         check: Step,
     ) -> None:
+        """Waits until a feed is this replica's to read, and reads it for as long as it is.
+
+        A replica that has lost a feed and does not know it yet stores nothing: each effect asks who reads the feed.
+        """
+        while await self._lease(feed) is None:  # noqa: ASYNC110 # another replica has no event of ours
+            await asyncio.sleep(_RENEW_FEED)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_lease(feed))
+                group.create_task(self._read(feed, updates, apply, check))
+        except* FeedLost as lost:
+            _log.warning("feed lost", feed=feed, error=str(lost.exceptions[0]))
+
+    async def _lease(self, feed: str) -> str | None:
+        now = self._clock()
+        return await self._store.take_feed(feed, now, now + _FEED_LEASE)
+
+    async def _keep_lease(self, feed: str) -> None:
+        while self._store.shared:
+            await asyncio.sleep(_RENEW_FEED)
+            if await self._lease(feed) is None:
+                raise FeedLost(f"this replica was too slow for the feed of {feed}")
+
+    async def _read(
+        self,
+        feed: str,
+        updates: Callable[[str], AsyncGenerator[Update[Progress], None]],
+        apply: Callable[[Order, Progress, datetime], Order],
+        check: Step,
+    ) -> None:
         """Reads a feed to its end, which may be any time, from the last entry whose effect is stored."""
         failures = 0
         while True:
-            token = await self._store.feed_token(feed)
+            token = await self._lease(feed)
+            if token is None:
+                raise FeedLost(f"another replica reads the feed of {feed}")
             try:
                 async with aclosing(updates(token)) as news:
                     async for update in news:
