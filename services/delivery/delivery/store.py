@@ -49,10 +49,16 @@ deliveries = sa.Table(
     sa.Column("delivery_id", sa.String(36), nullable=False, unique=True),
     sa.Column("address", sa.JSON, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("arrives_at", Instant, index=True),  # null unless a courier has it
+    sa.Column("arrives_at", Instant),  # null unless a courier has it
     sa.Column("create_time", Instant, nullable=False),
     sa.Column("update_time", Instant, nullable=False),
     sa.Column("traceparent", sa.String(55), nullable=False),
+    sa.Index(
+        "deliveries_arriving",
+        "arrives_at",
+        sqlite_where=sa.text("arrives_at IS NOT NULL"),
+        postgresql_where=sa.text("arrives_at IS NOT NULL"),
+    ),
     sa.Index("deliveries_queue", "state", "number"),
 )
 changes = sa.Table(
@@ -86,7 +92,7 @@ _WAITING = (
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
 _QUEUE = sa.select(sa.func.count()).where(deliveries.c.state == DeliveryState.SCHEDULED)
-_NEXT_ARRIVAL = sa.select(sa.func.min(deliveries.c.arrives_at))
+_NEXT_ARRIVAL = sa.select(sa.func.min(deliveries.c.arrives_at)).where(deliveries.c.arrives_at.is_not(None))
 _RECORD = changes.insert()
 _THEN = (changes.c.state.label("then"), changes.c.update_time.label("then_at"))
 _OLDEST_OPEN = {"sqlite": "0", "postgresql": "pg_snapshot_xmin(pg_current_snapshot())::text"}

@@ -75,7 +75,13 @@ portions = sa.Table(
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("station", sa.String(64), nullable=False),
     sa.Column("since", Instant, nullable=False),
-    sa.Column("done_at", Instant, index=True),  # null while it waits for its station
+    sa.Column("done_at", Instant),  # null while it waits for its station
+    sa.Index(
+        "portions_done",
+        "done_at",
+        sqlite_where=sa.text("done_at IS NOT NULL"),
+        postgresql_where=sa.text("done_at IS NOT NULL"),
+    ),
     sa.Index(
         "portions_waiting",
         "station",
@@ -115,7 +121,7 @@ _MOVE_PORTION = portions.update().where(portions.c.portion_id == _ID)
 _REMOVE_PORTION = portions.delete().where(portions.c.portion_id == _ID)
 _PORTIONS = sa.select(portions, tickets.c.traceparent).join(tickets)
 _DONE = _PORTIONS.where(portions.c.done_at <= _NOW)
-_NEXT_DONE = sa.select(sa.func.min(portions.c.done_at))
+_NEXT_DONE = sa.select(sa.func.min(portions.c.done_at)).where(portions.c.done_at.is_not(None))
 _BUSY = (
     sa.select(portions.c.station, sa.func.count().label("portions"))
     .where(portions.c.done_at.is_not(None))

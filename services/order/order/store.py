@@ -74,12 +74,13 @@ orders = sa.Table(
     sa.Column("update_time", Instant, nullable=False),
     sa.Column("failure", AnyText, nullable=False),
     sa.Column("step", sa.String(20)),
-    sa.Column("due", Instant, index=True),  # null once the order has ended, so the index holds live orders alone
+    sa.Column("due", Instant),  # null once the order has ended, so that the index holds live orders alone
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("fails_since", Instant),
     sa.Column("asked_kitchen", sa.Boolean, nullable=False),
     sa.Column("asked_delivery", sa.Boolean, nullable=False),
     sa.Column("traceparent", sa.String(55), nullable=False),
+    sa.Index("orders_due", "due", sqlite_where=sa.text("due IS NOT NULL"), postgresql_where=sa.text("due IS NOT NULL")),
     sa.Index("orders_of_customer", "customer_id", "create_time", "order_id"),
 )
 changes = sa.Table(
@@ -118,9 +119,9 @@ _INSERT = {
 _UPDATE = orders.update().where(orders.c.order_id == _ID)
 _DUE = sa.select(orders).where(orders.c.due <= _NOW).order_by(orders.c.due).limit(_LIMIT)
 _TAKE_DUE = _DUE.with_for_update(skip_locked=True)
-_CHECK_NOW = orders.update().where(orders.c.step == sa.bindparam("check"))
+_CHECK_NOW = orders.update().where(orders.c.due.is_not(None), orders.c.step == sa.bindparam("check"))
 _LIVE = sa.select(orders.c.state, sa.func.count()).where(orders.c.due.is_not(None)).group_by(orders.c.state)
-_NEXT_DUE = sa.select(sa.func.min(orders.c.due))
+_NEXT_DUE = sa.select(sa.func.min(orders.c.due)).where(orders.c.due.is_not(None))
 _FIRST_PAGE = (
     sa.select(orders)
     .where(orders.c.customer_id == sa.bindparam("customer_id"))
