@@ -79,6 +79,9 @@ class SimulatedStore(Store):
     async def take_feed(self, feed: str, now: datetime, lease_ends: datetime) -> str | None:
         return await self._transact("token", lambda: self._stored.tokens.get(feed, ""))
 
+    async def skip(self, feed: str, token: str) -> None:
+        await self._transact(f"skip {feed}", lambda: self._stored.tokens.update({feed: token}))
+
     async def leave_feeds(self) -> None:
         """There is no other replica to leave them to."""
 

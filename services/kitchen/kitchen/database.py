@@ -270,22 +270,30 @@ def _open(url: str, prepare: Callable[[sa.Connection], T]) -> tuple[sa.Engine, T
     try:
         name = sa.make_url(url).render_as_string()  # without the password
         engine = _engine(sa.make_url(url))
-        with engine.execution_options(write=True).begin() as connection:
-            if engine.dialect.name == "postgresql":
-                # Another replica may be at it, and a migration may take long.
-                connection.execute(sa.text("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0"))
-            lock(connection, _PREPARING)
-            config = Config()
-            config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            return engine, prepare(connection)
+        try:
+            return engine, _migrate(engine, prepare)
+        except BaseException:
+            engine.dispose()
+            raise
     except (OSError, ImportError, sa.exc.SQLAlchemyError) as error:
         raise StartError(
             f"cannot use the database {name}: {_one_line(getattr(error, 'orig', None) or error)}"
         ) from error
     except CommandError as error:  # its schema is none that this version knows
         raise StartError(f"the database {name} is of another version: {_one_line(error)}") from error
+
+
+def _migrate(engine: sa.Engine, prepare: Callable[[sa.Connection], T]) -> T:
+    with engine.execution_options(write=True).begin() as connection:
+        if engine.dialect.name == "postgresql":
+            # Another replica may be at it, and a migration may take long.
+            connection.execute(sa.text("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0"))
+        lock(connection, _PREPARING)
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        return prepare(connection)
 
 
 def _engine(url: sa.URL) -> sa.Engine:

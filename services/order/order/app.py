@@ -14,7 +14,7 @@ from pizza.order.v1.order_service_pb2_grpc import add_OrderServiceServicer_to_se
 from order.api import REFUSALS, OrderApi
 from order.clients import Delivery, Kitchen
 from order.config import Settings, load_menu
-from order.fulfilment import Fulfilment
+from order.fulfilment import Fulfilment, Patience
 from order.store import open_store
 
 
@@ -37,9 +37,9 @@ async def order_app(
         server.add(add_OrderServiceServicer_to_server, OrderApi(menu, store, clock, workload.tracing), REFUSALS)
         workload.metrics.gauge("pizza.order.live", "state", "Orders that have not ended", store.live)
         server.listen(settings.listen, health=settings.health_listen, plaintext=not settings.tls)
-        check_after = timedelta(seconds=settings.check_after)
+        patience = Patience(timedelta(seconds=settings.check_after), timedelta(seconds=settings.give_up_after))
         jitter = Random()  # noqa: S311 # no secret
-        fulfilment = Fulfilment(store, Kitchen(kitchen), Delivery(delivery), clock, jitter, check_after, workload)
+        fulfilment = Fulfilment(store, Kitchen(kitchen), Delivery(delivery), clock, jitter, patience, workload)
         working = asyncio.create_task(fulfilment.run())
         try:
             await server.start()

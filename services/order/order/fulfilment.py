@@ -8,6 +8,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
 
@@ -43,6 +44,16 @@ Clock = Callable[[], datetime]
 Apply = Callable[[Order, datetime], Order]
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long the loop waits."""
+
+    check_after: timedelta
+    """Without news of an order, before it asks for them."""
+    give_up_after: timedelta = timedelta(hours=1)
+    """While a step comes to a fault each time, before it sets the order aside."""
+
+
 class Fulfilment:
     def __init__(
         self,
@@ -51,7 +62,7 @@ class Fulfilment:
         delivery: Delivery,
         clock: Clock,
         random: Random,
-        check_after: timedelta,
+        patience: Patience,
         workload: Workload,
     ) -> None:
         self._store = store
@@ -59,7 +70,7 @@ class Fulfilment:
         self._delivery = delivery
         self._clock = clock
         self._random = random
-        self._check_after = check_after
+        self._patience = patience
         self._tracing = workload.tracing
         self._failed = workload.metrics.counter("pizza.order.failed", "Orders that have ended as FAILED")
         self._lag = workload.metrics.histogram("pizza.order.feed.lag", "s", "From news to what they have changed here")
@@ -110,12 +121,28 @@ class Fulfilment:
         step = order.step
         assert step is not None  # noqa: S101 # an order is due for nothing else
         name = step.replace("_", " ").lower()
+        facts = {"order_id": order.order_id, "step": step, "attempt": order.attempts}
         try:
             with self._tracing.span(name, order.traceparent, _attributes(order)):
-                outcome = await self._outcome(order, step)
-                await self._move(order.order_id, outcome)
-        except Exception:  # the lease ends, and the step is tried again; no order may end the loop for the others
-            _log.exception("step failed", order_id=order.order_id, step=step, attempt=order.attempts)
+                try:
+                    await self._move(order.order_id, await self._outcome(order, step))
+                except (StoreUnavailable, StoreOverloaded):
+                    raise
+                except Exception as error:  # whatever it is, no order may end the loop for the others
+                    _log.exception("step failed", **facts)
+                    await self._set_back(order, step, str(error) or repr(error))
+        except (StoreUnavailable, StoreOverloaded) as error:  # the lease ends, and the step is done again
+            _log.info("step not stored", **facts, error=str(error))
+        except Exception:  # likewise
+            _log.exception("step failed", **facts)
+
+    async def _set_back(self, order: Order, step: Step, reason: str) -> None:
+        self._tracing.fail(reason)
+        delay = timedelta(seconds=self._backoff(order.attempts))
+        patience = self._patience.give_up_after
+        await self._move(
+            order.order_id, lambda current, now: current.step_failed(step, reason, now, now + delay, patience)
+        )
 
     async def _outcome(self, order: Order, step: Step) -> Apply:
         """Makes the step's calls; answers what they mean for the order as it will be then."""
@@ -254,9 +281,16 @@ class Fulfilment:
         self, feed: str, update: Update[Progress], apply: Callable[[Order, Progress, datetime], Order]
     ) -> None:
         start = self._clock()
-        order = await self._move(
-            update.order_id, lambda order, now: apply(order, update.progress, now), feed=feed, token=update.token
-        )
+        try:
+            order = await self._move(
+                update.order_id, lambda order, now: apply(order, update.progress, now), feed=feed, token=update.token
+            )
+        except (StoreUnavailable, StoreOverloaded, FeedLost):
+            raise
+        except Exception:  # it would be so again, and the others' news are behind it; the order's check sees to it
+            _log.exception("news skipped", feed=feed, order_id=update.order_id)
+            await self._store.skip(feed, update.token)
+            return
         if order is not None:
             end = self._clock()
             name = f"{feed} says {update.progress}"
@@ -268,7 +302,7 @@ class Fulfilment:
     async def _move(self, order_id: str, move: Apply, feed: str | None = None, token: str = "") -> Order | None:
         """Stores a move, and when to ask for news if none come; None where there is no such order."""
         now = self._clock()
-        check_at = now + self._check_after
+        check_at = now + self._patience.check_after
         order = await self._store.update(
             order_id, lambda order: move(order, now).check_later(check_at), feed=feed, token=token
         )

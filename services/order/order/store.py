@@ -15,11 +15,13 @@ from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.dialects import postgresql, sqlite
 
 from order.database import Database, StoreOverloaded, StoreUnavailable, one_by_one, open_database
 from order.domain import Address, Line, Money, Order, OrderIdTaken, OrderNotFound, OrderState, Step
 
+_log = structlog.get_logger("order")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _WATCH_POLL = 0.2  # seconds; one query tells of all orders that are watched here
@@ -74,6 +76,7 @@ orders = sa.Table(
     sa.Column("step", sa.String(20)),
     sa.Column("due", Instant),  # null once the order has ended, so that the index holds live orders alone
     sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("fails_since", Instant),
     sa.Column("asked_kitchen", sa.Boolean, nullable=False),
     sa.Column("asked_delivery", sa.Boolean, nullable=False),
     sa.Column("traceparent", sa.String(55), nullable=False),
@@ -282,6 +285,10 @@ class Store:
         """
         return await self._database.write(_take_feed, _Lease(feed, self._replica, now, lease_ends))
 
+    async def skip(self, feed: str, token: str) -> None:
+        """Leaves an entry of a feed unread; raises FeedLost."""
+        await self._database.write(_skip, _Read(feed, token, self._replica))
+
     async def leave_feeds(self) -> None:
         """Lets another replica read them at once."""
         await self._database.write(_leave_feeds, self._replica)
@@ -393,6 +400,12 @@ def _update(connection: sa.Connection, moves: Sequence[_Move]) -> list[Order | E
     return outcomes
 
 
+def _set_token(connection: sa.Connection, read: _Read) -> None:
+    values = {"name": read.feed, "by": read.holder, "token": read.token}
+    if connection.execute(_SET_TOKEN, values).rowcount == 0:
+        raise FeedLost(f"another replica reads the feed of {read.feed}")
+
+
 def _begin_anew(connection: sa.Connection, anew: _Anew) -> None:
     _set_token(connection, anew.read)
     connection.execute(_CHECK_NOW, {"check": anew.check, "due": anew.now})
@@ -414,18 +427,31 @@ def _leave_all_feeds(connection: sa.Connection, holder: str) -> None:
 
 def _take(connection: sa.Connection, due: _Due) -> tuple[list[Order], datetime | None]:
     rows = connection.execute(_TAKE_DUE, {"now": due.now, "limit": due.limit}).all()
-    taken = [_order(row).begin_step(due.lease_ends) for row in rows]
+    taken = []
+    for row in rows:
+        try:
+            taken.append(_order(row).begin_step(due.lease_ends))
+        except Exception as error:  # a row that nobody can read, which must not keep the others from being taken
+            _log.error("order set aside", order_id=row.order_id, error=repr(error))
+            _set_aside(connection, row.order_id, due.now, f"cannot be read: {error!r}")
     _save(connection, taken)
     next_due: datetime | None = connection.scalar(_NEXT_DUE)
     return taken, next_due
 
 
+def _set_aside(connection: sa.Connection, order_id: str, now: datetime, failure: str) -> None:
+    end = {"state": OrderState.FAILED, "update_time": now, "failure": failure}
+    connection.execute(_UPDATE, {"id": order_id, "step": None, "due": None} | end)
+    connection.execute(_RECORD, {"order_id": order_id} | end)
+
+
 _take_feed = one_by_one(_lease_feed)
+_skip = one_by_one(_set_token)
 _leave_feeds = one_by_one(_leave_all_feeds)
 _begin_feed_anew = one_by_one(_begin_anew)
 _take_due = one_by_one(_take)
 # Taking due orders waits for no lock, and holds many: it comes last.
-_WRITES = (_take_feed, _leave_feeds, _begin_feed_anew, _place, _update, _take_due)
+_WRITES = (_take_feed, _skip, _leave_feeds, _begin_feed_anew, _place, _update, _take_due)
 
 
 def _save(connection: sa.Connection, moved: Sequence[Order]) -> None:
@@ -437,12 +463,6 @@ def _record(connection: sa.Connection, moved: Sequence[Order]) -> None:
     fields = ("order_id", "state", "update_time", "failure")
     if moved:
         connection.execute(_RECORD, [{field: getattr(order, field) for field in fields} for order in moved])
-
-
-def _set_token(connection: sa.Connection, read: _Read) -> None:
-    values = {"name": read.feed, "by": read.holder, "token": read.token}
-    if connection.execute(_SET_TOKEN, values).rowcount == 0:
-        raise FeedLost(f"another replica reads the feed of {read.feed}")
 
 
 # What reads.
@@ -488,7 +508,17 @@ def _progress(order: Order) -> dict[str, Any]:
     return {column: getattr(order, column) for column in _PROGRESS}
 
 
-_PROGRESS = ("state", "update_time", "failure", "step", "due", "attempts", "asked_kitchen", "asked_delivery")
+_PROGRESS = (
+    "state",
+    "update_time",
+    "failure",
+    "step",
+    "due",
+    "attempts",
+    "fails_since",
+    "asked_kitchen",
+    "asked_delivery",
+)
 
 
 def _values(order: Order) -> dict[str, Any]:

@@ -270,3 +270,24 @@ async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
                 pass
         assert "\n" not in str(refused.value)
         assert "secret" not in str(refused.value)
+
+
+async def test_an_order_that_cannot_be_read_keeps_nobody_waiting(store: Store, database_url: str) -> None:
+    """A row that makes no sense is set aside as FAILED, with its reason; those beside it are taken."""
+    broken, sound = await store.place(new()), await store.place(new())
+    engine = sa.create_engine(database_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.execute(orders.update().where(orders.c.order_id == broken.order_id).values(step="JUGGLE"))
+    engine.dispose()
+    taken, _ = await store.take_due(LATER, LATER + LEASE, 10)
+    assert [order.order_id for order in taken] == [sound.order_id]
+    failed = await store.get(broken.order_id)
+    assert (failed.state, failed.due) == (OrderState.FAILED, None)
+    assert "JUGGLE" in failed.failure
+
+
+async def test_a_skipped_entry_is_read(store: Store) -> None:
+    """An entry of a feed that is skipped is not read again."""
+    assert await store.take_feed("kitchen", NOW, LATER) == ""
+    await store.skip("kitchen", TOKEN)
+    assert await store.take_feed("kitchen", NOW, LATER) == TOKEN
