@@ -92,6 +92,10 @@ proto-check: $(READY)
 bench: $(READY) ## what the mesh costs a call
 	@PYTHONPATH=. python3 bench/mesh_cost.py
 
+.PHONY: growth
+growth: $(READY) ## what the stores' work costs with 1,000,000 orders, beside 1,000
+	@python3 bench/growth.py
+
 BASE ?= main
 .PHONY: breaking
 breaking: third-party ## what the contract changes since BASE (main) that breaks a caller, policy included

@@ -131,6 +131,7 @@ async def test_tickets(database_url: str) -> None:
             assert await store.get(new.ticket_id) == new
             await store.cook(OVEN, NOW)
             await store.cancel(new.ticket_id, NOW)
+            assert await store.compact(4 * STORED - 4, NOW + timedelta(days=1)) is not None
             async with aclosing(store.follow(4 * STORED - 2)) as feed:
                 assert (await anext(feed)).sequence == 4 * STORED - 1
         assert {"tickets", "portions", "ticket_changes"} <= tables_of(statements)
@@ -158,6 +159,7 @@ async def test_deliveries(database_url: str) -> None:
             assert await store.get(new.delivery_id) == new
             await store.drive(FLEET, NOW)
             await store.cancel(new.delivery_id, NOW)
+            assert await store.compact(4 * STORED - 4, NOW + timedelta(days=1)) is not None
             async with aclosing(store.follow(4 * STORED - 2)) as feed:
                 assert (await anext(feed)).sequence == 4 * STORED - 1
         assert {"deliveries", "delivery_changes"} <= tables_of(statements)

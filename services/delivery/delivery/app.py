@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from grpcmesh import Server, Workload
 from pizza.delivery.v1.delivery_service_pb2_grpc import add_DeliveryServiceServicer_to_server
@@ -32,11 +32,16 @@ async def delivery_app(
         )
         if settings.listen is not None:
             server.listen(settings.listen, health=settings.health_listen)
-        working = asyncio.create_task(fulfilment.work(fleet, store, clock, workload.tracing))
+        retention = timedelta(seconds=settings.feed_retention)
+        tasks = [
+            asyncio.create_task(fulfilment.work(fleet, store, clock, workload.tracing)),
+            asyncio.create_task(fulfilment.keep_feed_short(store, retention, clock)),
+        ]
         try:
             await server.start()
             yield server
         finally:
             await server.stop()
-            working.cancel()
-            await asyncio.wait([working])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)

@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     fleet: Path = _DATA
     time_scale: PositiveFloat = 1.0
     """1.0 is real time."""
+    feed_retention: PositiveFloat = 7 * 24 * 3600.0
+    """Seconds for which the feed keeps every change; after that, each delivery's last one."""
     log_level: str = "INFO"
 
 

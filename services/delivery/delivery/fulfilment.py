@@ -7,7 +7,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 from grpcmesh import Tracing
@@ -17,6 +17,8 @@ from delivery.store import Store
 
 _log = structlog.get_logger("delivery")
 _PAUSE_AFTER_ERROR = 1.0  # seconds
+_PAUSE_BETWEEN_PARTS = 0.05  # seconds
+_COMPACTION = 3600.0  # seconds
 
 
 async def work(fleet: Fleet, store: Store, clock: Callable[[], datetime], tracing: Tracing) -> None:
@@ -33,4 +35,17 @@ async def work(fleet: Fleet, store: Store, clock: Callable[[], datetime], tracin
                     await changed.wait()
         except Exception:  # delivery goes on whatever happened; the next round sees the same parcels
             _log.exception("driving failed; trying again", seconds=_PAUSE_AFTER_ERROR)
+            await asyncio.sleep(_PAUSE_AFTER_ERROR)
+
+
+async def keep_feed_short(store: Store, retention: timedelta, clock: Callable[[], datetime]) -> None:
+    """Compacts the feed, part by part and again each hour, with pauses in which the others write."""
+    after = 0
+    while True:
+        try:
+            last = await store.compact(after, clock() - retention)
+            after = after if last is None else last
+            await asyncio.sleep(_COMPACTION if last is None else _PAUSE_BETWEEN_PARTS)
+        except Exception:  # it can wait
+            _log.exception("compaction failed; trying again", seconds=_PAUSE_AFTER_ERROR)
             await asyncio.sleep(_PAUSE_AFTER_ERROR)

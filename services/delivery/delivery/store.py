@@ -68,6 +68,7 @@ changes = sa.Table(
     sa.Column("delivery_id", sa.ForeignKey("deliveries.delivery_id"), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("update_time", Instant, nullable=False),
+    sa.Index("changes_of_delivery", "delivery_id", "sequence"),
     sqlite_autoincrement=True,  # a number is never given twice, even after rows were deleted
 )
 secret = sa.Table("secret", metadata, sa.Column("key", sa.String(64), primary_key=True))
@@ -96,6 +97,18 @@ _NEXT_ARRIVAL = sa.select(sa.func.min(deliveries.c.arrives_at)).where(deliveries
 _RECORD = changes.insert()
 _THEN = (changes.c.state.label("then"), changes.c.update_time.label("then_at"))
 _OLDEST_OPEN = {"sqlite": "0", "postgresql": "pg_snapshot_xmin(pg_current_snapshot())::text"}
+_PART = (
+    sa.select(changes.c.sequence, changes.c.update_time)
+    .where(changes.c.sequence > sa.bindparam("after"))
+    .order_by(changes.c.sequence)
+    .limit(_FEED_PAGE)
+)
+_later = changes.alias("later")
+_REMOVE_SUPERSEDED = changes.delete().where(
+    changes.c.sequence > sa.bindparam("after"),
+    changes.c.sequence <= sa.bindparam("last"),
+    sa.exists().where(_later.c.delivery_id == changes.c.delivery_id, _later.c.sequence > changes.c.sequence),
+)
 _CHANGES_AFTER = {
     dialect: sa.select(changes.c.sequence, deliveries, *_THEN, sa.literal_column(oldest_open).label("oldest_open"))
     .join(deliveries)
@@ -135,6 +148,14 @@ class _Cancel:
 class _Drive:
     fleet: Fleet
     now: datetime
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of the feed, to be compacted."""
+
+    after: int
+    before: datetime
 
 
 class Store:
@@ -195,6 +216,14 @@ class Store:
     def waiting(self) -> int:
         """How many deliveries wait for a courier. For threads other than the event loop's."""
         return self._database.read_here(lambda connection: connection.scalar(_QUEUE) or 0)
+
+    async def compact(self, after: int, before: datetime) -> int | None:
+        """Takes out of a part of the feed what has been superseded, and answers where the next part begins.
+
+        The part begins after the sequence `after` and is of changes older than `before`; None is answered after the
+        last. Each delivery's last change stays, so a reader that has seen none of them still comes to know how it is.
+        """
+        return await self._database.write(_compact, _Part(after, before))
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""
@@ -268,9 +297,21 @@ def _drive_once(connection: sa.Connection, drive: _Drive) -> Round:
     return Round(connection.scalar(_NEXT_ARRIVAL), spells)
 
 
+def _compact_part(connection: sa.Connection, part: _Part) -> int | None:
+    last = None
+    for sequence, time in connection.execute(_PART, {"after": part.after}):
+        if time >= part.before:
+            break
+        last = sequence
+    if last is not None:
+        connection.execute(_REMOVE_SUPERSEDED, {"after": part.after, "last": last})
+    return last
+
+
 _cancel = one_by_one(_cancel_one)
+_compact = one_by_one(_compact_part)
 _drive = one_by_one(_drive_once)
-_WRITES = (_schedule, _cancel, _drive)
+_WRITES = (_schedule, _cancel, _drive, _compact)
 
 
 def _save(connection: sa.Connection, moved: Sequence[Delivery], arrives_at: datetime | None = None) -> None:

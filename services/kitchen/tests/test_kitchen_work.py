@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from kitchen.domain import Item, Kitchen, NotCancellable, Step, TicketIdTaken, TicketState
-from kitchen.store import Store, changes, open_store, portions
+from kitchen.store import Change, Store, changes, open_store, portions
 from sqlalchemy import NullPool, create_engine, select
 from sqlalchemy.exc import IntegrityError
 
@@ -127,6 +127,33 @@ async def test_the_feed_tells_each_change_as_it_was(store: Store) -> None:
     assert entries[2].ticket.update_time == NOW + timedelta(seconds=30)
     async with aclosing(store.follow(entries[0].sequence)) as feed:
         assert [await anext(feed), await anext(feed)] == entries[1:]
+
+
+async def test_a_compacted_feed_tells_how_each_ticket_is(store: Store) -> None:
+    """What is superseded and old is taken out; who resumes before it misses no ticket, and who is beyond, nothing."""
+    old, recent = await submit(store, salad=1), await submit(store, salad=1)
+    for moment in (NOW, NOW + timedelta(seconds=30)):
+        await store.cook(KITCHEN, moment)
+    before = await entries(store, 6)
+    assert await store.compact(0, NOW) is None
+    assert await entries(store, 6) == before
+    last = await store.compact(0, NOW + timedelta(seconds=31))
+    assert last == before[-1].sequence
+    assert await store.compact(last, NOW + timedelta(seconds=31)) is None
+    after = await entries(store, 2)
+    assert [(entry.ticket.ticket_id, entry.ticket.state) for entry in after] == [
+        (old, TicketState.READY),
+        (recent, TicketState.READY),
+    ]
+    assert after == before[-2:]
+    newest = await submit(store, salad=1)
+    async with aclosing(store.follow(before[3].sequence)) as feed:
+        assert [(await anext(feed)).ticket.ticket_id for _ in range(3)] == [old, recent, newest]
+
+
+async def entries(store: Store, number: int) -> list[Change]:
+    async with aclosing(store.follow(0)) as feed:
+        return [await anext(feed) for _ in range(number)]
 
 
 async def test_an_id_names_one_content(store: Store) -> None:
