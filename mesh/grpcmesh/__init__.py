@@ -3,19 +3,22 @@
 from grpcmesh import logs
 from grpcmesh.client import Channel, connect
 from grpcmesh.contract import ContractError, Reason, reason
-from grpcmesh.errors import STORE_UNAVAILABLE, DomainError, Refusal, StartError, refusal_of
+from grpcmesh.errors import OVERLOADED, STORE_UNAVAILABLE, DomainError, Refusal, StartError, refusal_of
 from grpcmesh.identity import Certificates
+from grpcmesh.metrics import Metrics
 from grpcmesh.process import run, stop_requested
 from grpcmesh.server import Server
 from grpcmesh.tracing import Tracing
 from grpcmesh.workload import Workload
 
 __all__ = [
+    "OVERLOADED",
     "STORE_UNAVAILABLE",
     "Certificates",
     "Channel",
     "ContractError",
     "DomainError",
+    "Metrics",
     "Reason",
     "Refusal",
     "Server",

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpcmesh import refusal_of
 from pizza.delivery.v1 import delivery_service_pb2 as delivery_pb
 from pizza.delivery.v1.delivery_service_pb2_grpc import DeliveryServiceStub
@@ -21,6 +23,10 @@ Progress = TypeVar("Progress", Making, Carrying)
 
 class Unreachable(Exception):
     """No answer, or none that says anything of the order: the same call may be made again later."""
+
+
+class Faulty(Exception):
+    """An answer that should not be: a fault over there, which may be due to this order alone."""
 
 
 class Refused(Exception):
@@ -45,6 +51,8 @@ class Update(Generic[Progress]):
 
     order_id: str
     progress: Progress
+    time: datetime
+    """When it came about, by the clock of whoever tells it."""
     token: str
 
 
@@ -82,7 +90,8 @@ class Kitchen:
         feed = self._stub.WatchTickets(kitchen_pb.WatchTicketsRequest(resume_token=token))
         try:
             async for change in feed:
-                yield Update(change.ticket.ticket_id, _making(change.ticket), change.resume_token)
+                ticket = change.ticket
+                yield Update(ticket.ticket_id, _making(ticket), _time(ticket.update_time), change.resume_token)
         except grpc.aio.AioRpcError as error:
             _raise(error)
         finally:
@@ -125,7 +134,9 @@ class Delivery:
         feed = self._stub.WatchDeliveries(delivery_pb.WatchDeliveriesRequest(resume_token=token))
         try:
             async for change in feed:
-                yield Update(change.delivery.delivery_id, _carrying(change.delivery), change.resume_token)
+                delivery = change.delivery
+                time = _time(delivery.update_time)
+                yield Update(delivery.delivery_id, _carrying(delivery), time, change.resume_token)
         except grpc.aio.AioRpcError as error:
             _raise(error)
         finally:
@@ -140,6 +151,11 @@ def _carrying(delivery: delivery_pb.Delivery) -> Carrying:
     return Carrying(delivery_pb.DeliveryState.Name(delivery.state).removeprefix("DELIVERY_STATE_"))
 
 
+def _time(timestamp: Timestamp) -> datetime:
+    return timestamp.ToDatetime(UTC)
+
+
+_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 _MEANING: dict[str, type[Exception]] = {
     "NOT_CANCELLABLE": PastCancelling,
     "TICKET_NOT_FOUND": NotThere,
@@ -156,4 +172,6 @@ def _raise(error: grpc.aio.AioRpcError) -> NoReturn:
     refusal = refusal_of(error)
     if refusal is not None and refusal.reason in _MEANING:
         raise _MEANING[refusal.reason](refusal.message) from error
+    if error.code() in _FAULTS:
+        raise Faulty(f"{error.code().name}: {error.details()}") from error
     raise Unreachable(f"{error.code().name}: {error.details()}") from error
