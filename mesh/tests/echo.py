@@ -31,7 +31,7 @@ _CONTRACT = """
   message_type {
     name: "EchoResponse"
     field { name: "text" number: 1 type: TYPE_STRING }
-    field { name: "number" number: 2 type: TYPE_INT32 }
+    field { name: "number" number: 2 type: TYPE_INT32 options { [buf.validate.field] { int32 { gte: 0 } } } }
   }
   enum_type {
     name: "ErrorReason"

@@ -20,6 +20,7 @@ from tests.shop import Shop
 RESTARTS = int(os.environ.get("RESTARTS", "3"))  # of each kitchen; `make drain` does more
 CALLERS = 8
 LIMIT = 15.0  # seconds
+PAUSE = 0.02  # seconds between a caller's calls; without it the load starves the kitchens of two cores
 KITCHEN = "pizza.kitchen.v1.KitchenService"
 SKUS = ("margherita", "diavola")
 
@@ -42,6 +43,7 @@ async def test_restarts_lose_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 answered[ticket.items[0].sku] += 1
             except grpc.aio.AioRpcError as error:
                 failures.append(error)
+            await asyncio.sleep(PAUSE)
 
     async def both_answer() -> None:
         """Waits until each has taken its share of the calls."""
