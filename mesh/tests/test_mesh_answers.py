@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure, RetryInfo
 from grpc_status import rpc_status
-from grpcmesh import Refusal, reason, refusal_of
+from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Reason, Refusal, reason, refusal_of
 from structlog.testing import capture_logs
 from tests.conftest import Serve
 from tests.echo import (
@@ -67,7 +67,7 @@ def details(error: grpc.aio.AioRpcError) -> list[Any]:
     """The details of a google.rpc.Status, ErrorInfo first, which every refusal has."""
     status: Any = rpc_status.from_call(error)  # type: ignore[arg-type] # an error of grpc is its call as well
     assert (status.code, status.message) == (error.code().value[0], error.details())
-    kinds = {kind.DESCRIPTOR.full_name: kind() for kind in (ErrorInfo, BadRequest, PreconditionFailure)}
+    kinds = {kind.DESCRIPTOR.full_name: kind() for kind in (ErrorInfo, BadRequest, PreconditionFailure, RetryInfo)}
     unpacked = [kinds[packed.TypeName()] for packed in status.details]
     assert all(packed.Unpack(detail) for packed, detail in zip(status.details, unpacked, strict=True))
     return unpacked
@@ -140,6 +140,17 @@ async def test_a_domains_exception_is_a_refusal_with_its_reason(
     assert caught.code() is grpc.StatusCode[code]
     assert refusal_of(caught) == Refusal(told[0], "echo.test", str(error), told[1])
     assert details(caught)[1:] == detail
+
+
+@unary_and_stream
+@pytest.mark.parametrize("why", [OVERLOADED, STORE_UNAVAILABLE], ids=lambda why: why.name)
+async def test_what_may_be_called_again_says_when(serve: Serve, method: str, why: Reason) -> None:
+    """A refusal that has nothing to do with the request tells its caller when to come back."""
+    stub = await serve({Silent: why}, **raising(Silent("not now")))
+    caught = await refused(getattr(stub, method)(EchoRequest()))
+    assert refusal_of(caught) == Refusal(why.name, "mesh", "not now")
+    (retry,) = details(caught)[1:]
+    assert retry.retry_delay.ToTimedelta().total_seconds() > 0
 
 
 @unary_and_stream

@@ -271,19 +271,19 @@ def _open(url: str, prepare: Callable[[sa.Connection], T]) -> tuple[sa.Engine, T
         name = sa.make_url(url).render_as_string()  # without the password
         engine = _engine(sa.make_url(url))
         try:
-            return engine, _migrate(engine, prepare)
+            return engine, _prepare(engine, prepare)
         except BaseException:
             engine.dispose()
             raise
     except (OSError, ImportError, sa.exc.SQLAlchemyError) as error:
-        raise StartError(
-            f"cannot use the database {name}: {_one_line(getattr(error, 'orig', None) or error)}"
-        ) from error
+        complaint = _one_line(getattr(error, "orig", None) or error)
+        raise StartError(f"cannot use the database {name}: {complaint}") from error
     except CommandError as error:  # its schema is none that this version knows
         raise StartError(f"the database {name} is of another version: {_one_line(error)}") from error
 
 
-def _migrate(engine: sa.Engine, prepare: Callable[[sa.Connection], T]) -> T:
+def _prepare(engine: sa.Engine, prepare: Callable[[sa.Connection], T]) -> T:
+    """Migrates, one replica at a time."""
     with engine.execution_options(write=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             # Another replica may be at it, and a migration may take long.
