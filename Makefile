@@ -60,6 +60,12 @@ SCHEDULES ?= 10000
 simulate: $(READY) ## fulfilment through SCHEDULES (10000) seeded schedules of faults, from SEED (1) on
 	@$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) --seed $(SEED)
 
+ORDERS ?= 2000
+KILLS ?= 100
+.PHONY: chaos
+chaos: $(READY) ## ORDERS (2000) to real processes of which KILLS (100) are killed, as SEED (1) says
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --orders $(ORDERS) --kills $(KILLS)
+
 .PHONY: format
 format: $(READY) ## format the Python code and the contract
 	ruff check --fix-only .

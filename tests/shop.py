@@ -37,7 +37,8 @@ class Shop:
             self.authority.write(self.certificates(service), service)
         split = {f"ORDER_{inner.upper()}_TARGET": self._address(inner) for inner in ("kitchen", "delivery")}
         listen = {f"{service.upper()}_LISTEN": self._address(service) for service in self.ports}
-        databases = {f"{service.upper()}_DATABASE_URL": f"sqlite:///{folder}/{service}.db" for service in self.ports}
+        self.databases = {service: f"sqlite:///{folder}/{service}.db" for service in self.ports}
+        databases = {f"{service.upper()}_DATABASE_URL": url for service, url in self.databases.items()}
         health = {
             f"{service.upper()}_HEALTH_LISTEN": f"127.0.0.1:{port}" for service, port in self.health_ports.items()
         }
@@ -69,10 +70,14 @@ class Shop:
         """Starts services, all of them unless named, and waits until each says that it serves."""
         for service in services or self.services:
             self.launch(service)
-        for service in services or self.services:
-            await self._serving("order" if service == "all_in_one" else service)
+        await self.serving(*services)
 
-    async def _serving(self, service: str) -> None:
+    async def serving(self, *services: str) -> None:
+        """Waits until services, all of them unless named, say that they serve."""
+        for service in services or self.services:
+            await self._serves("order" if service == "all_in_one" else service)
+
+    async def _serves(self, service: str) -> None:
         address = f"127.0.0.1:{self.health_ports.get(service, self.ports[service])}"
         async with asyncio.timeout(_START_LIMIT), grpc.aio.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)

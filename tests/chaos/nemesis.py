@@ -1,0 +1,90 @@
+"""Kills, stalls and starts again what the shop runs on, at moments that follow from a seed."""
+
+import asyncio
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+
+from tests.chaos.ledger import Ledger
+from tests.shop import Shop
+
+STALL = 5.0  # seconds
+_LOOK = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Strike:
+    moment: int
+    """How many orders are settled by then: progress, not time, so that a seed means the same on every machine."""
+    victim: str
+    kills: bool
+    """SIGKILL; else SIGSTOP."""
+    seconds: float
+    """How long the victim stays away."""
+
+
+def plan(seed: int, victims: Iterable[str], orders: int, kills: int) -> list[Strike]:
+    """So many SIGKILLs, and a SIGSTOP for every five of them."""
+    random, victims = Random(f"{seed} nemesis"), sorted(victims)
+
+    def strike(kill: bool) -> Strike:
+        seconds = random.choice((0.0, random.uniform(0, 1), random.uniform(0, 3))) if kill else STALL
+        return Strike(random.randrange(orders), random.choice(victims), kill, seconds)
+
+    strikes = [strike(kill=True) for _ in range(kills)] + [strike(kill=False) for _ in range(kills // 5)]
+    return sorted(strikes, key=lambda strike: strike.moment)
+
+
+class Nemesis:
+    def __init__(self, shop: Shop, ledger: Ledger, strikes: list[Strike]) -> None:
+        self._shop = shop
+        self._ledger = ledger
+        self._strikes = strikes
+        self.kills = self.stalls = 0
+        """How many there were so far."""
+        self.exits: list[str] = []
+        """Who ended without being killed, and how."""
+
+    async def run(self) -> None:
+        """Strikes until all is done, and leaves everything running."""
+        supervisor = asyncio.create_task(self._supervise())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for victim in {strike.victim for strike in self._strikes}:
+                    group.create_task(self._torment(victim))
+            await self._shop.serving()
+        finally:
+            supervisor.cancel()
+
+    async def _torment(self, victim: str) -> None:
+        """One victim's strikes, each at its moment or once the one before is over. Others have theirs meanwhile."""
+        for strike in self._strikes:
+            if strike.victim == victim:
+                await self._ledger.reached(strike.moment)
+                await (self._kill if strike.kills else self._stall)(victim, strike.seconds)
+
+    async def _kill(self, victim: str, seconds: float) -> None:
+        """Whoever strikes next may find it starting."""
+        self._shop.kill(victim)
+        self.kills += 1
+        await asyncio.sleep(seconds)
+        self._shop.launch(victim)
+
+    async def _stall(self, victim: str, seconds: float) -> None:
+        process = self._shop.processes[victim]
+        process.send_signal(signal.SIGSTOP)
+        self.stalls += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    async def _supervise(self) -> None:
+        """Starts again whatever ends by itself, as an orchestrator does."""
+        while True:
+            for name, process in list(self._shop.processes.items()):
+                if process.poll() is not None:
+                    self.exits.append(f"{name} ended by itself with {process.returncode}")
+                    self._shop.launch(name)
+            await asyncio.sleep(_LOOK)
