@@ -3,18 +3,21 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from random import Random
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import grpc
 from grpcmesh import refusal_of
 from pizza.order.v1 import order_service_pb2 as pb
-from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
 
 from tests.chaos.ledger import Entry, Ledger, Sighting
 from tests.shop import customer_of
+
+if TYPE_CHECKING:
+    from pizza.order.v1.order_service_pb2_grpc import OrderServiceAsyncStub  # exists for types alone
 
 T = TypeVar("T")
 
@@ -46,7 +49,7 @@ async def _visit(name: str, seed: int, orders: int, target: str, ledger: Ledger)
 
 
 class Customer:
-    def __init__(self, name: str, stub: "OrderServiceStub", ledger: Ledger) -> None:
+    def __init__(self, name: str, stub: "OrderServiceAsyncStub", ledger: Ledger) -> None:
         self._name = name
         self._stub = stub
         self._ledger = ledger
@@ -138,7 +141,7 @@ class Customer:
             await asyncio.sleep(pause)
             request = pb.GetOrderRequest(order_id=entry.order_id)
             answer = await self._persist(
-                "GetOrder", entry.order_id, lambda request=request: self._stub.GetOrder(request, timeout=_PATIENCE)
+                "GetOrder", entry.order_id, partial(self._stub.GetOrder, request, timeout=_PATIENCE)
             )
             if answer is not None:
                 entry.reads.states.append(_state(answer.order))
@@ -162,7 +165,7 @@ class Customer:
         while True:
             request = pb.ListOrdersRequest(customer_id=self._name, page_size=_PAGE, page_token=token)
             page = await self._persist(
-                "ListOrders", self._name, lambda request=request: self._stub.ListOrders(request, timeout=_PATIENCE)
+                "ListOrders", self._name, partial(self._stub.ListOrders, request, timeout=_PATIENCE)
             )
             if page is None:
                 return

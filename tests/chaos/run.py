@@ -59,8 +59,8 @@ async def run(
         ),
         "struck": f"{nemesis.kills} SIGKILL, {nemesis.stalls} SIGSTOP of 5 s",
         "redeliveries absorbed": f"{ledger.placed_again} PlaceOrder, {again['ticket submitted']} SubmitTicket, "
-        f"{again['delivery scheduled']} ScheduleDelivery (each repeated a key, and was answered with what was stored)",
-        "worst gap in accepting": f"{ledger.worst_gap:.1f} s between two acknowledged PlaceOrders while some customer tried",
+        f"{again['delivery scheduled']} ScheduleDelivery: calls that repeated a key, and were answered what was stored",
+        "worst gap in accepting": f"{ledger.worst_gap:.1f} s between acknowledged PlaceOrders, while somebody tried",
         "time": f"{seconds:.0f} s, of which {ending:.1f} s to end what was under way after the last strike",
     }
     return Result([*broken(ledger, books), *nemesis.exits], figures, ledger)
@@ -79,7 +79,8 @@ async def _until_struck(striking: "asyncio.Task[None]", ledger: Ledger, progress
 async def _until_ended(shop: Shop, ordering: "asyncio.Task[None]", end: float) -> None:
     """Waits until customers have seen all that they wait for and all orders have ended, or `end` has come."""
     await asyncio.wait([ordering], timeout=end - time.monotonic())
-    while await asyncio.to_thread(live_orders, shop.databases["order"]) and time.monotonic() < end:
+    url = shop.databases["order"]
+    while await asyncio.to_thread(live_orders, url) and time.monotonic() < end:  # noqa: ASYNC110 # in other processes
         await asyncio.sleep(_LOOK)
 
 
