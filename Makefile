@@ -62,9 +62,16 @@ simulate: $(READY) ## fulfilment through SCHEDULES (10000) seeded schedules of f
 
 ORDERS ?= 2000
 KILLS ?= 100
+STORE ?= sqlite
+REPLICAS ?= 1
 .PHONY: chaos
-chaos: $(READY) ## ORDERS (2000) to real processes of which KILLS (100) are killed, as SEED (1) says
-	@$(BIN)/python -m tests.chaos --seed $(SEED) --orders $(ORDERS) --kills $(KILLS)
+chaos: $(READY) ## ORDERS (2000) under KILLS (100) SIGKILLs, as SEED (1) says; STORE=postgres [REPLICAS=2] kills that too
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --orders $(ORDERS) --kills $(KILLS) --store $(STORE) --replicas $(REPLICAS)
+
+RESTARTS ?= 24
+.PHONY: drain
+drain: $(READY) ## restart two kitchens under load, RESTARTS (24) times each, and count the calls that are lost
+	RESTARTS=$(RESTARTS) pytest --capture=no --timeout=900 tests/e2e/test_drain.py
 
 .PHONY: format
 format: $(READY) ## format the Python code and the contract
@@ -88,6 +95,10 @@ proto-check: $(READY)
 	@if python3 tools/third_party.py; then tools/gen_is_current; \
 	elif [ -n "$$CI" ]; then exit 1; \
 	else echo "LEFT OUT: the check that gen/ is current (see the line above)"; fi
+
+.PHONY: bench
+bench: $(READY) ## what the mesh costs a call
+	@PYTHONPATH=. python3 bench/mesh_cost.py
 
 BASE ?= main
 .PHONY: breaking

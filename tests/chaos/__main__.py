@@ -5,12 +5,14 @@ import asyncio
 import shutil
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.chaos.isolation import measure, table
 from tests.chaos.run import run
+from tests.postgres import MISSING, PROGRAMS, Postgres, postgres
 from tests.shop import Shop
 
 
@@ -23,10 +25,21 @@ def main() -> int:
     parser.add_argument(
         "--calls", type=int, default=200, help="of each method, to measure fault isolation; 0: not (200)"
     )
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite", help="which database (sqlite)")
+    parser.add_argument("--replicas", type=int, default=1, help="of each service, where they share a Postgres (1)")
     arguments = parser.parse_args()
-    print(f"seed {arguments.seed}: {arguments.orders} orders, {arguments.kills} kills", flush=True)
+    if arguments.replicas > 1 and arguments.store == "sqlite":
+        parser.error("--replicas needs --store postgres: SQLite is one process's own")
+    if arguments.store == "postgres" and PROGRAMS is None:
+        parser.error(MISSING)
+    print(
+        f"seed {arguments.seed}: {arguments.orders} orders, {arguments.kills} kills,"
+        f" {arguments.replicas} of each service on {arguments.store}",
+        flush=True,
+    )
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    wrong = asyncio.run(_chaos(folder, arguments))
+    with postgres() if arguments.store == "postgres" else nullcontext() as cluster:
+        wrong = asyncio.run(_chaos(folder, cluster, arguments))
     if wrong:
         print(*wrong, sep="\n")
         print(f"seed {arguments.seed} broke {len(wrong)} promises; databases and logs are in {folder}")
@@ -36,28 +49,29 @@ def main() -> int:
     return bool(wrong)
 
 
-async def _chaos(folder: Path, arguments: argparse.Namespace) -> list[str]:
+async def _chaos(folder: Path, cluster: Postgres | None, arguments: argparse.Namespace) -> list[str]:
+    def shop(name: str) -> Shop:
+        (folder / name).mkdir()
+        # News alone must do: checks would hide that some were lost.
+        return Shop(folder / name, "processes", cluster, arguments.replicas, ORDER_CHECK_AFTER="3600")
+
     if arguments.calls:
         print("kitchen and delivery away:", flush=True)
-        print(table(await measure(_shop(folder / "isolation"), arguments.calls)), flush=True)
+        print(table(await measure(shop("isolation"), arguments.calls)), flush=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, disable=not sys.stdout.isatty(), transient=True) as progress:
         bar = progress.add_task("orders", total=arguments.orders)
         result = await run(
-            _shop(folder / "chaos"),
+            shop("chaos"),
             arguments.seed,
             arguments.orders,
             arguments.kills,
+            cluster,
             progress=lambda settled: progress.update(bar, completed=settled),
         )
     for name, figure in result.figures.items():
         print(f"{name}: {figure}")
     return result.wrong
-
-
-def _shop(folder: Path) -> Shop:
-    folder.mkdir()
-    return Shop(folder, "processes")
 
 
 if __name__ == "__main__":

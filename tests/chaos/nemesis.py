@@ -2,13 +2,16 @@
 
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
 from tests.chaos.ledger import Ledger
+from tests.postgres import Postgres
 from tests.shop import Shop
 
+POSTGRES = "postgres"
 STALL = 5.0  # seconds
 _LOOK = 0.1  # seconds
 
@@ -37,14 +40,18 @@ def plan(seed: int, victims: Iterable[str], orders: int, kills: int) -> list[Str
 
 
 class Nemesis:
-    def __init__(self, shop: Shop, ledger: Ledger, strikes: list[Strike]) -> None:
+    def __init__(self, shop: Shop, postgres: Postgres | None, ledger: Ledger, strikes: list[Strike]) -> None:
         self._shop = shop
+        self._postgres = postgres
         self._ledger = ledger
         self._strikes = strikes
-        self.kills = self.stalls = 0
-        """How many there were so far."""
-        self.exits: list[str] = []
+        self.kills: Counter[str] = Counter()
+        self.stalls: Counter[str] = Counter()
+        """How many there were so far, by victim."""
+        self.wrong: list[str] = []
         """Who ended without being killed, and how."""
+        self.in_vain = 0
+        """How often a service could not be started, as its database was away."""
 
     async def run(self) -> None:
         """Strikes until all is done, and leaves everything running."""
@@ -66,25 +73,40 @@ class Nemesis:
 
     async def _kill(self, victim: str, seconds: float) -> None:
         """Whoever strikes next may find it starting."""
-        self._shop.kill(victim)
-        self.kills += 1
-        await asyncio.sleep(seconds)
-        self._shop.launch(victim)
+        self.kills[victim] += 1
+        if victim == POSTGRES:
+            assert self._postgres is not None
+            self._postgres.kill()
+            await asyncio.sleep(seconds)
+            await asyncio.to_thread(self._postgres.start)
+        else:
+            self._shop.kill(victim)
+            await asyncio.sleep(seconds)
+            self._shop.launch(victim)
 
     async def _stall(self, victim: str, seconds: float) -> None:
-        process = self._shop.processes[victim]
-        process.send_signal(signal.SIGSTOP)
-        self.stalls += 1
-        try:
-            await asyncio.sleep(seconds)
-        finally:
-            process.send_signal(signal.SIGCONT)
+        self.stalls[victim] += 1
+        if victim == POSTGRES:
+            assert self._postgres is not None
+            with self._postgres.stalled():
+                await asyncio.sleep(seconds)
+        else:
+            process = self._shop.processes[victim]
+            process.send_signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                process.send_signal(signal.SIGCONT)
 
     async def _supervise(self) -> None:
-        """Starts again whatever ends by itself, as an orchestrator does."""
+        """Starts again whatever ends by itself, as an orchestrator does; only the database's absence is a reason to."""
         while True:
             for name, process in list(self._shop.processes.items()):
                 if process.poll() is not None:
-                    self.exits.append(f"{name} ended by itself with {process.returncode}")
+                    *_, last = (self._shop.folder / f"{name}.log").read_text().splitlines() or [""]
+                    if self._postgres is not None and "cannot use the database" in last:
+                        self.in_vain += 1
+                    else:
+                        self.wrong.append(f"{name} ended by itself with {process.returncode}: {last}")
                     self._shop.launch(name)
             await asyncio.sleep(_LOOK)

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.checker import broken, live_orders, read_books
 from tests.chaos.customers import order_all
 from tests.chaos.ledger import Ledger
-from tests.chaos.nemesis import Nemesis, plan
+from tests.chaos.nemesis import POSTGRES, Nemesis, plan
+from tests.postgres import Postgres
 from tests.shop import Shop
 
 _PATIENCE = 90.0  # seconds in which some order must be settled
@@ -26,12 +27,21 @@ class Result:
 
 
 async def run(
-    shop: Shop, seed: int, orders: int, kills: int, progress: Callable[[int], object] = lambda settled: None
+    shop: Shop,
+    seed: int,
+    orders: int,
+    kills: int,
+    postgres: Postgres | None = None,
+    progress: Callable[[int], object] = lambda settled: None,
 ) -> Result:
-    """Starts the shop, torments it, stops it and reads its databases. `progress` hears how many orders are settled."""
+    """Starts the shop, torments it, stops it and reads its databases.
+
+    `postgres` is where the shop stores, and a victim too; `progress` hears how many orders are settled.
+    """
     begin, ledger = time.monotonic(), Ledger()
     async with shop:
-        nemesis = Nemesis(shop, ledger, plan(seed, shop.processes, orders, kills))
+        victims = [*shop.processes, *([POSTGRES] if postgres else [])]
+        nemesis = Nemesis(shop, postgres, ledger, plan(seed, victims, orders, kills))
         ledger.last_settled = time.monotonic()
         ordering = asyncio.create_task(order_all(seed, orders, shop.target, ledger))
         striking = asyncio.create_task(nemesis.run())
@@ -57,13 +67,14 @@ async def run(
             f"{sum(order.state == state for order in books.orders)} {state}"
             for state in sorted({order.state for order in books.orders})
         ),
-        "struck": f"{nemesis.kills} SIGKILL, {nemesis.stalls} SIGSTOP of 5 s",
+        "struck": f"SIGKILL {_total(nemesis.kills)}; SIGSTOP of 5 s {_total(nemesis.stalls)}",
+        "starts in vain": f"{nemesis.in_vain}, the database being away",
         "redeliveries absorbed": f"{ledger.placed_again} PlaceOrder, {again['ticket submitted']} SubmitTicket, "
         f"{again['delivery scheduled']} ScheduleDelivery: calls that repeated a key, and were answered what was stored",
         "worst gap in accepting": f"{ledger.worst_gap:.1f} s between acknowledged PlaceOrders, while somebody tried",
         "time": f"{seconds:.0f} s, of which {ending:.1f} s to end what was under way after the last strike",
     }
-    return Result([*broken(ledger, books), *nemesis.exits], figures, ledger)
+    return Result([*broken(ledger, books), *nemesis.wrong], figures, ledger)
 
 
 async def _until_struck(striking: "asyncio.Task[None]", ledger: Ledger, progress: Callable[[int], object]) -> None:
@@ -86,3 +97,7 @@ async def _until_ended(shop: Shop, ordering: "asyncio.Task[None]", end: float) -
 
 def _log_lines(folder: Path, words: str) -> int:
     return sum(log.read_text().count(words) for log in folder.glob("*.log"))
+
+
+def _total(strikes: Mapping[str, int]) -> str:
+    return f"{sum(strikes.values())} ({', '.join(f'{victim} {times}' for victim, times in sorted(strikes.items()))})"

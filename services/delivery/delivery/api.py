@@ -7,11 +7,12 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
-from grpcmesh import STORE_UNAVAILABLE, Tracing, reason
+from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
 from pizza.delivery.v1 import delivery_service_pb2 as pb
 from pizza.delivery.v1 import delivery_service_pb2_grpc as pb_grpc
 
+from delivery.database import StoreOverloaded, StoreUnavailable
 from delivery.domain import (
     Address,
     BadResumeToken,
@@ -21,7 +22,7 @@ from delivery.domain import (
     Fleet,
     NotCancellable,
 )
-from delivery.store import Store, StoreUnavailable
+from delivery.store import Store
 
 _log = structlog.get_logger("delivery")
 
@@ -31,6 +32,7 @@ REFUSALS = {
     NotCancellable: reason(pb.ErrorReason, pb.ERROR_REASON_NOT_CANCELLABLE),
     BadResumeToken: reason(pb.ErrorReason, pb.ERROR_REASON_BAD_RESUME_TOKEN),
     StoreUnavailable: STORE_UNAVAILABLE,
+    StoreOverloaded: OVERLOADED,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]
