@@ -38,8 +38,12 @@ def main() -> int:
         flush=True,
     )
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    with postgres() if arguments.store == "postgres" else nullcontext() as cluster:
-        wrong = asyncio.run(_chaos(folder, cluster, arguments))
+    try:
+        with postgres() if arguments.store == "postgres" else nullcontext() as cluster:
+            wrong = asyncio.run(_chaos(folder, cluster, arguments))
+    except BaseException:
+        print(f"seed {arguments.seed} was broken off; databases and logs are in {folder}", flush=True)
+        raise
     if wrong:
         print(*wrong, sep="\n")
         print(f"seed {arguments.seed} broke {len(wrong)} promises; databases and logs are in {folder}")

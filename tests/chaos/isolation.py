@@ -71,7 +71,10 @@ async def _drained(shop: Shop) -> None:
 
 
 def table(phases: dict[str, Latencies]) -> str:
-    """p50 and p99 in milliseconds, a line for each method."""
+    """p50 and p99 in milliseconds, a line for each method.
+
+    On few cores, healthy may be the slowest: what was placed is made and carried meanwhile.
+    """
     lines = [f"{'p50 / p99 in ms':<16}" + "".join(f"{phase:>18}" for phase in phases)]
     for method in next(iter(phases.values())):
         cells = (quantiles(phase[method], n=100, method="inclusive") for phase in phases.values())
