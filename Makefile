@@ -60,6 +60,14 @@ SCHEDULES ?= 10000
 simulate: $(READY) ## fulfilment through SCHEDULES (10000) seeded schedules of faults, from SEED (1) on
 	@$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) --seed $(SEED)
 
+ORDERS ?= 2000
+KILLS ?= 100
+STORE ?= sqlite
+REPLICAS ?= 1
+.PHONY: chaos
+chaos: $(READY) ## ORDERS (2000) under KILLS (100) SIGKILLs, as SEED (1) says; STORE=postgres [REPLICAS=2] kills that too
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --orders $(ORDERS) --kills $(KILLS) --store $(STORE) --replicas $(REPLICAS)
+
 RESTARTS ?= 24
 .PHONY: drain
 drain: $(READY) ## restart two kitchens under load, RESTARTS (24) times each, and count the calls that are lost

@@ -105,10 +105,14 @@ class Shop:
         """Starts services, all of them unless named, and waits until each says that it serves."""
         for service in services or self.services:
             self.launch(service)
-        for service in services or self.services:
-            await self._serving("order" if service == "all_in_one" else service)
+        await self.serving(*services)
 
-    async def _serving(self, service: str) -> None:
+    async def serving(self, *services: str) -> None:
+        """Waits until services, all of them unless named, say that they serve."""
+        for service in services or self.services:
+            await self._serves("order" if service == "all_in_one" else service)
+
+    async def _serves(self, service: str) -> None:
         address = f"127.0.0.1:{self.health_ports.get(service, self.ports[service])}"
         async with asyncio.timeout(_START_LIMIT), grpc.aio.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import grpc
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
@@ -22,6 +23,8 @@ from delivery.domain import (
     NotCancellable,
 )
 from delivery.store import Store
+
+_log = structlog.get_logger("delivery")
 
 REFUSALS = {
     DeliveryNotFound: reason(pb.ErrorReason, pb.ERROR_REASON_DELIVERY_NOT_FOUND),
@@ -48,7 +51,10 @@ class DeliveryApi(pb_grpc.DeliveryServiceServicer):
     ) -> pb.ScheduleDeliveryResponse:
         address = Address(request.address.street, request.address.city, request.address.postal_code)
         delivery = self._fleet.delivery(request.delivery_id, address, self._clock(), self._tracing.current())
-        return pb.ScheduleDeliveryResponse(delivery=_message(await self._store.schedule(delivery)))
+        stored = await self._store.schedule(delivery)
+        if stored.create_time != delivery.create_time:
+            _log.info("delivery scheduled again", delivery_id=stored.delivery_id)
+        return pb.ScheduleDeliveryResponse(delivery=_message(stored))
 
     async def GetDelivery(self, request: pb.GetDeliveryRequest, context: Context) -> pb.GetDeliveryResponse:
         return pb.GetDeliveryResponse(delivery=_message(await self._store.get(request.delivery_id)))

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import grpc
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
@@ -24,6 +25,8 @@ from kitchen.domain import (
     TicketNotFound,
 )
 from kitchen.store import Store
+
+_log = structlog.get_logger("kitchen")
 
 REFUSALS = {
     TicketNotFound: reason(pb.ErrorReason, pb.ERROR_REASON_TICKET_NOT_FOUND),
@@ -56,7 +59,10 @@ class KitchenApi(pb_grpc.KitchenServiceServicer):
             if existing is None:
                 raise
             ticket = replace(existing, items=items)
-        return pb.SubmitTicketResponse(ticket=_message(await self._store.submit(self._kitchen, ticket)))
+        stored = await self._store.submit(self._kitchen, ticket)
+        if stored.create_time != ticket.create_time:
+            _log.info("ticket submitted again", ticket_id=stored.ticket_id)
+        return pb.SubmitTicketResponse(ticket=_message(stored))
 
     async def GetTicket(self, request: pb.GetTicketRequest, context: Context) -> pb.GetTicketResponse:
         return pb.GetTicketResponse(ticket=_message(await self._store.get(request.ticket_id)))
