@@ -54,6 +54,12 @@ test: $(READY) ## everything that must hold: lint, types, architecture, gen/ cur
 	$(MAKE) --no-print-directory proto-check
 	pytest
 
+SEED ?= 1
+SCHEDULES ?= 10000
+.PHONY: simulate
+simulate: $(READY) ## fulfilment through SCHEDULES (10000) seeded schedules of faults, from SEED (1) on
+	@$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) --seed $(SEED)
+
 .PHONY: format
 format: $(READY) ## format the Python code and the contract
 	ruff check --fix-only .
@@ -76,6 +82,10 @@ proto-check: $(READY)
 	@if python3 tools/third_party.py; then tools/gen_is_current; \
 	elif [ -n "$$CI" ]; then exit 1; \
 	else echo "LEFT OUT: the check that gen/ is current (see the line above)"; fi
+
+.PHONY: bench
+bench: $(READY) ## what the mesh costs a call
+	@PYTHONPATH=. python3 bench/mesh_cost.py
 
 BASE ?= main
 .PHONY: breaking

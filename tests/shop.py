@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -111,11 +111,15 @@ class Shop:
         self.stop()
 
 
-@asynccontextmanager
-async def customer(shop: Shop) -> AsyncIterator["Customer"]:
+def customer(shop: Shop) -> AbstractAsyncContextManager["Customer"]:
     """A customer of the shop, with a channel of their own that retries while the shop is away."""
+    return customer_of(shop.target)
+
+
+@asynccontextmanager
+async def customer_of(target: str) -> AsyncIterator["Customer"]:
     options = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 50)]
-    async with grpc.aio.insecure_channel(shop.target, options=options) as channel:
+    async with grpc.aio.insecure_channel(target, options=options) as channel:
         yield Customer(channel)
 
 

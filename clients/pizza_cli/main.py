@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from pizza.order.v1 import order_service_pb2 as contract
 
-from pizza_cli import arguments
+from pizza_cli import arguments, trace
 from pizza_cli.failure import CommandError, MalformedError, NotDeliveredError
 from pizza_cli.shop import Shop
 from pizza_cli.show import Json, People, Show
@@ -139,6 +139,21 @@ def cancel(context: typer.Context, order_id: OrderId) -> None:
         show.order(shop.cancel(order_id))
 
 
+@app.command("trace")
+def show_trace(
+    context: typer.Context,
+    order_id: OrderId,
+    jaeger: Annotated[str, typer.Option(envvar="PIZZA_JAEGER", help="Jaeger's address.")] = "http://localhost:16686",
+    link: Annotated[bool, typer.Option("--open", help="Then say where Jaeger shows it in a browser.")] = False,
+) -> None:
+    """Show where an order's time went, from Jaeger."""
+    with _failures():
+        found = trace.find(jaeger, order_id)
+        context.obj.show.trace(found)
+        if link:
+            print(f"{jaeger}/trace/{found.id}")
+
+
 def _follow(shop: Shop, show: Show, order_id: str, patience: float, first: contract.Order | None = None) -> None:
     with show.progress(first) as step:
         for order in shop.watch(order_id, patience, first):
@@ -149,11 +164,17 @@ def _follow(shop: Shop, show: Show, order_id: str, patience: float, first: contr
 
 @contextmanager
 def _shop(context: typer.Context) -> Iterator[tuple[Shop, Show]]:
-    """Open the shop for a command; a failure becomes one line on stderr and the exit status that is its own."""
+    """Open the shop for a command."""
     settings: Settings = context.obj
+    with _failures(), Shop(settings.target) as shop:
+        yield shop, settings.show
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turn a command's failure into one line on stderr and the exit status that is its own."""
     try:
-        with Shop(settings.target) as shop:
-            yield shop, settings.show
+        yield
     except CommandError as failure:
         raise _told(failure) from None
     except UnicodeEncodeError:

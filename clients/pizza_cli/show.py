@@ -1,8 +1,10 @@
 """What the shop answered, shown on stdout: to people as text, to scripts as JSON."""
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import TypeAlias
 
 from google.protobuf.json_format import MessageToJson
@@ -14,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pizza_cli import text
+from pizza_cli.trace import Trace, waterfall
 
 # The way of an order that goes well.
 WAY: tuple[int, ...] = (
@@ -43,15 +46,18 @@ class Json:
     def orders(self, orders: Iterable[contract.Order]) -> None:
         self._print(contract.ListOrdersResponse(orders=orders))
 
+    def trace(self, trace: Trace) -> None:
+        print(json.dumps(asdict(trace), indent=2))
+
     def progress(self, first: contract.Order | None = None) -> AbstractContextManager[Step]:
         """Return, for the time of a watch, what shows the order at each state; `first`, if any, is among these."""
         return nullcontext(lambda order: self._print(order, indent=None))
 
     def _print(self, message: Message, indent: int | None = 2) -> None:
-        json = MessageToJson(
+        document = MessageToJson(
             message, preserving_proto_field_name=True, indent=indent, always_print_fields_with_no_presence=True
         )
-        print(json, flush=True)
+        print(document, flush=True)
 
 
 class People:
@@ -89,6 +95,9 @@ class People:
             placed = text.local_time(order.create_time)
             _row(table, order.order_id, placed, text.state_name(order.state), text.money(order.total))
         self._console.print(table)
+
+    def trace(self, trace: Trace) -> None:
+        self._console.print(waterfall(trace))
 
     def progress(self, first: contract.Order | None = None) -> AbstractContextManager[Step]:
         """Return, for the time of a watch, what shows the order at each state; `first`, if any, is shown whole."""

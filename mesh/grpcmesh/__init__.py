@@ -5,6 +5,7 @@ from grpcmesh.client import Channel, connect
 from grpcmesh.contract import ContractError, Reason, reason
 from grpcmesh.errors import STORE_UNAVAILABLE, DomainError, Refusal, StartError, refusal_of
 from grpcmesh.identity import Certificates
+from grpcmesh.metrics import Metrics
 from grpcmesh.process import run, stop_requested
 from grpcmesh.server import Server
 from grpcmesh.tracing import Tracing
@@ -16,6 +17,7 @@ __all__ = [
     "Channel",
     "ContractError",
     "DomainError",
+    "Metrics",
     "Reason",
     "Refusal",
     "Server",

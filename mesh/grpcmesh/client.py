@@ -162,5 +162,6 @@ class _Caller:
         span = self._tracing.client_span(method)
         kwargs["metadata"] = (*(kwargs.get("metadata") or ()), inject(span))
         call = self._call(request, **kwargs)
-        call.add_done_callback(lambda call: end_client_span(span, call))
+        if span.is_recording():
+            call.add_done_callback(lambda call: end_client_span(span, call))
         return call

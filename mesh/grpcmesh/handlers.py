@@ -81,11 +81,12 @@ def enforce(method: Method, handler: Handler, refusals: Refusals, streams: Strea
 
 
 def _traced(method: Method, answer: Answer, tracing: Tracing) -> Answer:
-    """The span of a call around everything else, so that refusals are seen; every answer says which trace it is in."""
+    """The span of a call around everything else, so that refusals are seen; answers say which trace they are in."""
 
     async def traced(request: Any, context: Context) -> Any:
         with tracing.server_span(method, context) as span:
-            await context.send_initial_metadata(((TRACE_ID, trace_id(span)),))
+            if span.is_recording():  # it costs a message of its own, and what was not sampled cannot be looked up
+                await context.send_initial_metadata(((TRACE_ID, trace_id(span)),))
             return await answer(request, context)
 
     return traced

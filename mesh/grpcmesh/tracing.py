@@ -65,7 +65,7 @@ class Tracing:
         metadata = dict(context.invocation_metadata() or ())
         span = self._tracer.start_span(method.path[1:], _remote(metadata), SpanKind.SERVER, _rpc(method))
         if span.is_recording() and _PREVIOUS_ATTEMPTS in metadata:
-            span.set_attribute("rpc.grpc.previous_attempts", int(metadata[_PREVIOUS_ATTEMPTS]))
+            span.set_attribute("rpc.grpc.previous_attempts", metadata[_PREVIOUS_ATTEMPTS])
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             try:
                 yield span
@@ -82,14 +82,12 @@ class Tracing:
     # Work.
 
     @contextmanager
-    def span(self, name: str, traceparent: str, **attributes: str | int | float | bool) -> Iterator[Span]:
+    def span(self, name: str, traceparent: str, attributes: Attributes) -> Iterator[None]:
         """A span of work, in the trace of `traceparent`; calls made inside belong to it."""
-        with self._tracer.start_as_current_span(name, _context(traceparent), attributes=attributes) as span:
-            yield span
+        with self._tracer.start_as_current_span(name, _context(traceparent), attributes=attributes):
+            yield
 
-    def record(
-        self, name: str, traceparent: str, start: datetime, end: datetime, **attributes: str | int | float | bool
-    ) -> None:
+    def record(self, name: str, traceparent: str, start: datetime, end: datetime, attributes: Attributes) -> None:
         """A span of something that is over, in the trace of `traceparent`."""
         began = int(start.timestamp() * _NANOSECONDS)
         span = self._tracer.start_span(name, _context(traceparent), attributes=attributes, start_time=began)
@@ -108,9 +106,7 @@ class Tracing:
 
 def end_client_span(span: Span, call: Any) -> None:
     """Ends the span of a call that is over, with its status."""
-    if span.is_recording():
-        code, details = _finished(call.code()), _finished(call.details())
-        _set_status(span, code, details or "")
+    _set_status(span, _finished(call.code()), _finished(call.details()) or "")
     span.end()
 
 

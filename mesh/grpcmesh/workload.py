@@ -1,4 +1,4 @@
-"""What a workload is to the mesh: its name, its certificates, its spans, and how its environment has it behave."""
+"""What a workload is to the mesh: its name, certificates, spans and metrics, and what its environment asks of it."""
 
 import asyncio
 import os
@@ -7,6 +7,7 @@ from typing import Self
 
 from grpcmesh.errors import StartError
 from grpcmesh.identity import Certificates
+from grpcmesh.metrics import Metrics
 from grpcmesh.tracing import Tracing
 
 _DRAIN = "MESH_DRAIN"
@@ -22,6 +23,7 @@ class Workload:
     certificates: Certificates | None = None
     """Without them it speaks plain text, and nobody knows who it is."""
     tracing: Tracing = field(default_factory=Tracing)
+    metrics: Metrics = field(default_factory=Metrics)
     drain: float = 0.5
     """Seconds between saying that it stops and stopping; in Kubernetes, longer than endpoints need to be updated."""
     check_answers: bool = False
@@ -36,11 +38,19 @@ class Workload:
         except ValueError:
             raise StartError(f"{_DRAIN} is a number of seconds, not {drain!r}") from None
         check_answers = os.environ.get(_CHECK_ANSWERS, "").lower() in ("1", "true")
-        return cls(name, Certificates.from_environment(), Tracing.from_environment(name), seconds, check_answers)
+        return cls(
+            name,
+            Certificates.from_environment(),
+            Tracing.from_environment(name),
+            Metrics.from_environment(name),
+            seconds,
+            check_answers,
+        )
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Exports the spans that are left."""
+        """Exports what is left of spans and metrics."""
         await asyncio.to_thread(self.tracing.close)
+        await asyncio.to_thread(self.metrics.close)

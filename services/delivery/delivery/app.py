@@ -27,6 +27,9 @@ async def delivery_app(
     async with open_store(settings.database_url) as store:
         server = Server(workload, check=store.ping)
         server.add(add_DeliveryServiceServicer_to_server, DeliveryApi(fleet, store, clock, workload.tracing), REFUSALS)
+        workload.metrics.gauge(
+            "pizza.delivery.waiting", "queue", "Deliveries that wait", lambda: {"courier": store.waiting()}
+        )
         if settings.listen is not None:
             server.listen(settings.listen, health=settings.health_listen)
         working = asyncio.create_task(fulfilment.work(fleet, store, clock, workload.tracing))

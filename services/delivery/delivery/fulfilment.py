@@ -25,7 +25,7 @@ async def work(fleet: Fleet, store: Store, clock: Callable[[], datetime], tracin
             driven = await store.drive(fleet, clock())
             changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
             for spell in driven.spells:
-                tracing.record(spell.name, spell.traceparent, spell.start, spell.end)
+                tracing.record(spell.name, spell.traceparent, spell.start, spell.end, {})
             wait = None if driven.next_arrival is None else (driven.next_arrival - clock()).total_seconds()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):

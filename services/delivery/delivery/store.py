@@ -87,6 +87,7 @@ _WAITING = (
     .order_by(deliveries.c.number)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
+_QUEUE = sa.select(sa.func.count()).where(deliveries.c.state == DeliveryState.SCHEDULED)
 _NEXT_ARRIVAL = sa.select(sa.func.min(deliveries.c.arrives_at))
 _RECORD = changes.insert()
 _CHANGES_AFTER = (
@@ -189,6 +190,10 @@ class Store:
                 sequence = row.sequence
             if not rows:
                 await changed.wait()
+
+    def waiting(self) -> int:
+        """How many deliveries wait for a courier. For threads other than the event loop's."""
+        return _transact(self._engine, lambda connection: connection.scalar(_QUEUE) or 0)
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""

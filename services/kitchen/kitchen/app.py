@@ -29,6 +29,7 @@ async def kitchen_app(
         await _check_stations(kitchen, store)
         server = Server(workload, check=store.ping)
         server.add(add_KitchenServiceServicer_to_server, KitchenApi(kitchen, store, clock, workload.tracing), REFUSALS)
+        workload.metrics.gauge("pizza.kitchen.waiting", "station", "Portions that wait for a station", store.waiting)
         if settings.listen is not None:
             server.listen(settings.listen, health=settings.health_listen)
         working = asyncio.create_task(fulfilment.work(kitchen, store, clock, workload.tracing))

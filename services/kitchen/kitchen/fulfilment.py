@@ -25,7 +25,9 @@ async def work(kitchen: Kitchen, store: Store, clock: Callable[[], datetime], tr
             cooked = await store.cook(kitchen, clock())
             changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
             for spell in cooked.spells:
-                tracing.record(spell.name, spell.traceparent, spell.start, spell.end, station=spell.station)
+                tracing.record(
+                    spell.name, spell.traceparent, spell.start, spell.end, {"kitchen.station": spell.station}
+                )
             wait = None if cooked.next_done is None else (cooked.next_done - clock()).total_seconds()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):

@@ -119,6 +119,9 @@ _WAITING = (
     .order_by(portions.c.portion_id)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
+_QUEUES = (
+    sa.select(portions.c.station, sa.func.count()).where(portions.c.done_at.is_(None)).group_by(portions.c.station)
+)
 _RECORD = changes.insert()
 _CHANGES_AFTER = (
     sa.select(changes.c.sequence, tickets, changes.c.state.label("then"), changes.c.update_time.label("then_at"))
@@ -228,6 +231,10 @@ class Store:
             if not rows:
                 await changed.wait()
 
+    def waiting(self) -> dict[str, int]:
+        """How many portions wait for each station. For threads other than the event loop's."""
+        return _transact(self._engine, lambda connection: {row[0]: row[1] for row in connection.execute(_QUEUES)})
+
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""
         await self._read(lambda connection: connection.execute(sa.select(1)))
@@ -334,7 +341,8 @@ def _fill(connection: sa.Connection, kitchen: Kitchen, station: str, room: int, 
         return
     waiting = connection.execute(_WAITING, {"at": station, "limit": room}).all()
     for portion in map(_portion, waiting):
-        yield Spell(f"wait for {station}", station, portion.since, now, portion.traceparent)
+        if portion.since < now:
+            yield Spell(f"wait for {station}", station, portion.since, now, portion.traceparent)
         done_at = kitchen.done_at(portion.step, now)
         connection.execute(_MOVE_PORTION, {"id": portion.portion_id, "since": now, "done_at": done_at})
         ticket = _get(connection, portion.ticket_id)

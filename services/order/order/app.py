@@ -34,12 +34,11 @@ async def order_app(
     async with open_store(settings.database_url) as store:
         server = Server(workload, check=store.ping)
         server.add(add_OrderServiceServicer_to_server, OrderApi(menu, store, clock, workload.tracing), REFUSALS)
+        workload.metrics.gauge("pizza.order.live", "state", "Orders that have not ended", store.live)
         server.listen(settings.listen, health=settings.health_listen, plaintext=not settings.tls)
         check_after = timedelta(seconds=settings.check_after)
         jitter = Random()  # noqa: S311 # no secret
-        fulfilment = Fulfilment(
-            store, Kitchen(kitchen), Delivery(delivery), clock, jitter, check_after, workload.tracing
-        )
+        fulfilment = Fulfilment(store, Kitchen(kitchen), Delivery(delivery), clock, jitter, check_after, workload)
         working = asyncio.create_task(fulfilment.run())
         try:
             await server.start()

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpcmesh import refusal_of
 from pizza.delivery.v1 import delivery_service_pb2 as delivery_pb
 from pizza.delivery.v1.delivery_service_pb2_grpc import DeliveryServiceStub
@@ -45,6 +47,8 @@ class Update(Generic[Progress]):
 
     order_id: str
     progress: Progress
+    time: datetime
+    """When it came about, by the clock of whoever tells it."""
     token: str
 
 
@@ -82,7 +86,8 @@ class Kitchen:
         feed = self._stub.WatchTickets(kitchen_pb.WatchTicketsRequest(resume_token=token))
         try:
             async for change in feed:
-                yield Update(change.ticket.ticket_id, _making(change.ticket), change.resume_token)
+                ticket = change.ticket
+                yield Update(ticket.ticket_id, _making(ticket), _time(ticket.update_time), change.resume_token)
         except grpc.aio.AioRpcError as error:
             _raise(error)
         finally:
@@ -125,7 +130,9 @@ class Delivery:
         feed = self._stub.WatchDeliveries(delivery_pb.WatchDeliveriesRequest(resume_token=token))
         try:
             async for change in feed:
-                yield Update(change.delivery.delivery_id, _carrying(change.delivery), change.resume_token)
+                delivery = change.delivery
+                time = _time(delivery.update_time)
+                yield Update(delivery.delivery_id, _carrying(delivery), time, change.resume_token)
         except grpc.aio.AioRpcError as error:
             _raise(error)
         finally:
@@ -138,6 +145,10 @@ def _making(ticket: kitchen_pb.Ticket) -> Making:
 
 def _carrying(delivery: delivery_pb.Delivery) -> Carrying:
     return Carrying(delivery_pb.DeliveryState.Name(delivery.state).removeprefix("DELIVERY_STATE_"))
+
+
+def _time(timestamp: Timestamp) -> datetime:
+    return timestamp.ToDatetime(UTC)
 
 
 _MEANING: dict[str, type[Exception]] = {

@@ -298,7 +298,7 @@ class Order:
                 return self._moved(OrderState.DELIVERED, now)
             case Carrying.CANCELLED if self.state is OrderState.CANCELLING:
                 return self._moved(OrderState.CANCELLED, now)
-            case Carrying.CANCELLED if self.state is OrderState.READY:
+            case Carrying.CANCELLED if self.state in (OrderState.READY, OrderState.OUT_FOR_DELIVERY):
                 return self._failed("delivery cancelled it", now)
         return self
 

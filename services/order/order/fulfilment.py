@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from random import Random
 
 import structlog
-from grpcmesh import Tracing
+from grpcmesh import Workload
 
 from order.clients import (
     Delivery,
@@ -24,7 +24,7 @@ from order.clients import (
     Unreachable,
     Update,
 )
-from order.domain import Order, Step
+from order.domain import Order, OrderState, Step
 from order.store import Store
 
 _log = structlog.get_logger("order")
@@ -34,6 +34,7 @@ _LEASE = timedelta(seconds=3)  # a call's longest by its contract, and some; two
 _BACKOFF = 0.1  # seconds, doubled with each attempt
 _BACKOFF_MOST = 10.0  # seconds
 _PAUSE_AFTER_ERROR = 1.0  # seconds
+_LOOK_AGAIN = timedelta(seconds=10)  # what falls due may go unannounced: its caller left, or the commit seemed to fail
 
 Clock = Callable[[], datetime]
 Apply = Callable[[Order, datetime], Order]
@@ -48,7 +49,7 @@ class Fulfilment:
         clock: Clock,
         random: Random,
         check_after: timedelta,
-        tracing: Tracing,
+        workload: Workload,
     ) -> None:
         self._store = store
         self._kitchen = kitchen
@@ -56,7 +57,9 @@ class Fulfilment:
         self._clock = clock
         self._random = random
         self._check_after = check_after
-        self._tracing = tracing
+        self._tracing = workload.tracing
+        self._failed = workload.metrics.counter("pizza.order.failed", "Orders that have ended as FAILED")
+        self._lag = workload.metrics.histogram("pizza.order.feed.lag", "s", "From news to what they have changed here")
 
     async def run(self) -> None:
         """Fulfils orders until it is cancelled."""
@@ -85,10 +88,11 @@ class Fulfilment:
                 orders, next_due = await self._store.take_due(now, now + _LEASE, room)
                 due = self._store.due  # with no await since the commit: whatever falls due from here on sets it
                 under_way |= {group.create_task(self._do_step(order)) for order in orders}
-                if len(under_way) == _AT_ONCE or next_due is None:
+                if len(under_way) == _AT_ONCE:
                     timeout = None
                 else:
-                    timeout = (next_due - self._clock()).total_seconds()
+                    wait = _LOOK_AGAIN if next_due is None else min(next_due - self._clock(), _LOOK_AGAIN)
+                    timeout = wait.total_seconds()
                 waiting = group.create_task(due.wait())
                 await asyncio.wait({waiting, *under_way}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
@@ -98,11 +102,9 @@ class Fulfilment:
         """Does the step of an order, and stores what came of it."""
         step = order.step
         assert step is not None  # noqa: S101 # an order is due for nothing else
-        span = self._tracing.span(
-            step, order.traceparent, state=order.state, attempt=order.attempts, skus=len(order.lines)
-        )
+        name = step.replace("_", " ").lower()
         try:
-            with span:
+            with self._tracing.span(name, order.traceparent, _attributes(order)):
                 outcome = await self._outcome(order, step)
                 await self._move(order.order_id, outcome)
         except Exception:  # the lease ends, and the step is tried again; no order may end the loop for the others
@@ -217,8 +219,10 @@ class Fulfilment:
             update.order_id, lambda order, now: apply(order, update.progress, now), feed=feed, token=update.token
         )
         if order is not None:
+            end = self._clock()
             name = f"{feed} says {update.progress}"
-            self._tracing.record(name, order.traceparent, start, self._clock(), state=order.state)
+            self._tracing.record(name, order.traceparent, start, end, _attributes(order))
+            self._lag.record((end - update.time).total_seconds(), {"feed": feed})
         else:
             _log.warning("the feed tells of an order that is not ours", feed=feed, order_id=update.order_id)
 
@@ -226,6 +230,19 @@ class Fulfilment:
         """Stores a move, and when to ask for news if none come; None where there is no such order."""
         now = self._clock()
         check_at = now + self._check_after
-        return await self._store.update(
+        order = await self._store.update(
             order_id, lambda order: move(order, now).check_later(check_at), feed=feed, token=token
         )
+        if order is not None and order.state is OrderState.FAILED and order.update_time == now:
+            self._failed.add(1)
+        return order
+
+
+def _attributes(order: Order) -> dict[str, str | int]:
+    """What spans tell of an order."""
+    return {
+        "order.id": order.order_id,
+        "order.state": order.state,
+        "order.attempt": order.attempts,
+        "order.skus": len(order.lines),
+    }

@@ -98,6 +98,7 @@ _UPDATE = orders.update().where(orders.c.order_id == _ID)
 _TAKE_DUE = sa.select(orders).where(orders.c.due <= _NOW).order_by(orders.c.due).limit(_LIMIT)
 _TAKE_DUE = _TAKE_DUE.with_for_update(skip_locked=True)
 _CHECK_NOW = orders.update().where(orders.c.step == sa.bindparam("check"))
+_LIVE = sa.select(orders.c.state, sa.func.count()).where(orders.c.due.is_not(None)).group_by(orders.c.state)
 _NEXT_DUE = sa.select(sa.func.min(orders.c.due))
 _FIRST_PAGE = (
     sa.select(orders)
@@ -239,6 +240,10 @@ class Store:
 
         await self._write(work)
         self._announce_due()
+
+    def live(self) -> dict[str, int]:
+        """How many orders that have not ended are in each state. For threads other than the event loop's."""
+        return _transact(self._engine, lambda connection: {row[0]: row[1] for row in connection.execute(_LIVE)})
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""

@@ -1,0 +1,119 @@
+"""The shop of one schedule: database, kitchen, delivery, the order service's processes, and the customers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from random import Random
+
+from grpcmesh import Workload
+from order.domain import Address, Carrying, Line, Making, Menu, MenuItem, Money, NotCancellable
+from order.fulfilment import Fulfilment
+from order.store import StoreUnavailable
+
+from tests.simulation.process import Process
+from tests.simulation.providers import Provider, SimulatedDelivery, SimulatedKitchen
+from tests.simulation.store import Database, SimulatedStore
+from tests.simulation.world import CALL_TIMEOUT, World
+
+PIZZA = "margherita"
+NO_RECIPE = "unicorn"
+NO_ROAD = "Nowhere"
+
+
+class Shop:
+    def __init__(self, world: World, store: type[SimulatedStore], check_after: float) -> None:
+        self.world = world
+        self.database = Database()
+        self.kitchen = Provider(
+            world,
+            "kitchen",
+            (Making.QUEUED, Making.COOKING, Making.READY),
+            Making.CANCELLED,
+            {Making.READY},
+            lambda order: order.lines[0].sku == NO_RECIPE,
+            self.database.ended,
+        )
+        self.delivery = Provider(
+            world,
+            "delivery",
+            (Carrying.SCHEDULED, Carrying.IN_TRANSIT, Carrying.DELIVERED),
+            Carrying.CANCELLED,
+            {Carrying.IN_TRANSIT, Carrying.DELIVERED},
+            lambda order: order.address.city == NO_ROAD,
+            self.database.ended,
+        )
+        items = tuple(MenuItem(sku, sku, Money("EUR", 8)) for sku in (PIZZA, NO_RECIPE))
+        self.menu = Menu(items, timedelta(seconds=world.random.choice((0, 0, 2))))
+        self.processes: list[tuple[Process, SimulatedStore]] = []
+        """The last is the one that customers reach."""
+        self._store = store
+        self._check_after = timedelta(seconds=check_after)
+        self.start_process()
+
+    def start_process(self) -> None:
+        world = self.world
+        process = Process(world, f"order#{len(self.processes) + 1}", self.start_process)
+        store = self._store(process, self.database)
+        self.processes.append((process, store))
+        kitchen, delivery = SimulatedKitchen(process, self.kitchen), SimulatedDelivery(process, self.delivery)
+        jitter = Random(world.random.random())
+        process.run(
+            Fulfilment(store, kitchen, delivery, world.clock, jitter, self._check_after, Workload("order")).run()
+        )
+
+    def replace_too_early(self, seconds: float) -> None:
+        """A process that only pauses is taken for dead, so that two work at once."""
+        self.processes[-1][0].pause(seconds)
+        self.start_process()
+
+    def close(self) -> None:
+        for process, _ in self.processes:
+            if process.alive:
+                process.stop()
+
+
+class Customer:
+    """Orders once, and may cancel; asks again where no answer comes, unless out of patience."""
+
+    def __init__(self, shop: Shop, order_id: str) -> None:
+        world = shop.world
+        self.order_id = order_id
+        self.acknowledged = False
+        self.cancels = world.happens(0.4)
+        self.sku = NO_RECIPE if world.happens(0.1) else PIZZA
+        self.city = NO_ROAD if world.happens(0.1) else "Springfield"
+        self._patient = world.happens(0.9)
+        self._shop = shop
+        self._world = world
+
+    async def visit(self) -> None:
+        random = self._world.random
+        await asyncio.sleep(random.uniform(0, 10))
+        self.acknowledged = await self._ask(self._place)
+        if self.cancels and self.acknowledged:
+            await asyncio.sleep(random.choice((0.1, 1, 8)) * random.random())
+            await self._ask(self._cancel)
+
+    async def _place(self, store: SimulatedStore) -> None:
+        lines, address = (Line(self.sku, 1),), Address("1 Main St", self.city, "")
+        await store.place(self._shop.menu.order(self.order_id, "ada", lines, address, self._world.clock()))
+
+    async def _cancel(self, store: SimulatedStore) -> None:
+        try:
+            await store.update(self.order_id, lambda order: order.cancel(self._world.clock()))
+        except NotCancellable:
+            self._world.tell(self.order_id, "is too far to be cancelled")
+
+    async def _ask(self, call: Callable[[SimulatedStore], Awaitable[None]]) -> bool:
+        """Whether the call was answered."""
+        while True:
+            process, store = self._shop.processes[-1]
+            try:
+                if process.alive:
+                    async with asyncio.timeout(CALL_TIMEOUT):
+                        await call(store)
+                        return True
+            except (TimeoutError, StoreUnavailable):
+                if not self._patient:
+                    return False
+            await asyncio.sleep(self._world.random.uniform(0, 1))
