@@ -48,7 +48,7 @@ class Span:
         if self.tags.get("error"):
             code = str(self.tags.get("otel.status_description", "")).partition(":")[
                 0
-            ]  # what is said at length is Jaeger's
+            ]
             marks.append(f"ERROR {code}".strip())
         return ", ".join(marks)
 

@@ -25,6 +25,7 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _ROTATION_CHECK = 1.0  # seconds
+_MARGIN = 1.0  # seconds
 _log = structlog.get_logger("grpcmesh")
 
 
@@ -68,10 +69,10 @@ class Channel(grpc.aio.Channel):
         self._dial = dial
         self._tracing = tracing if tracing.enabled else None
         self._callers: list[_Caller] = []
+        version = certificates.version() if certificates else ()  # of before they are read, or a change would be missed
         self._inner = dial()
-        self._tasks: set[asyncio.Task[None]] = set()
-        if certificates is not None:
-            self._tasks.add(asyncio.create_task(self._rotate(certificates)))
+        self._rotation = asyncio.create_task(self._rotate(certificates, version)) if certificates else None
+        self._retiring: set[asyncio.Task[None]] = set()
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return self._caller(method, lambda channel: channel.unary_unary(method, *args, **kwargs))
@@ -86,8 +87,9 @@ class Channel(grpc.aio.Channel):
         raise NotImplementedError(f"{method}: streams of requests are in no contract yet")
 
     async def close(self, grace: float | None = None) -> None:
-        for task in self._tasks:
-            task.cancel()  # a channel that retires closes by that, whatever it still carries
+        """As gRPC's; calls of before a rotation, if there are any, end by themselves or by their deadline."""
+        if self._rotation is not None:
+            self._rotation.cancel()
         await self._inner.close(grace)
 
     async def __aenter__(self) -> "Channel":
@@ -110,9 +112,8 @@ class Channel(grpc.aio.Channel):
         self._callers.append(caller)
         return caller
 
-    async def _rotate(self, certificates: Certificates) -> None:
+    async def _rotate(self, certificates: Certificates, version: tuple[int, ...]) -> None:
         """Dials anew when the certificates change: a channel cannot change its own."""
-        version = certificates.version()
         while True:
             await asyncio.sleep(_ROTATION_CHECK)
             try:
@@ -127,11 +128,13 @@ class Channel(grpc.aio.Channel):
             for caller in self._callers:
                 caller.bind(fresh)
             _log.info("certificates rotated")
-            self._tasks.add(asyncio.create_task(self._retire(old)))
+            retiring = asyncio.create_task(self._retire(old))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
 
     async def _retire(self, channel: grpc.aio.Channel) -> None:
-        """Lets calls that have begun on a channel end there, each by its own deadline."""
-        await channel.close(max((caller.method.timeout for caller in self._callers), default=None))
+        """Lets calls that have begun on a channel end there, each by its own deadline, which is the earlier."""
+        await channel.close(max((caller.method.timeout for caller in self._callers), default=0) + _MARGIN)
 
 
 class _Caller:

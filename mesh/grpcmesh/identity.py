@@ -4,17 +4,20 @@ The trust domain is the CA: whoever it has signed is the workload that the certi
 """
 
 import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import structlog
 
 from grpcmesh.errors import StartError
 
 _SPIFFE_ID = "peer_spiffe_id"  # gRPC's name for it in the auth context
 _FOLDER = "MESH_CERTIFICATES"
 _FILES = ("tls.crt", "tls.key", "ca.crt")  # the names in a Kubernetes TLS secret, and cert-manager's
+_log = structlog.get_logger("grpcmesh")
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,21 @@ class Certificates:
         return tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_ino))
 
     def read(self) -> Pems:
-        """The files, all of one moment. Raises StartError where they cannot be read."""
+        """The files, all of one moment. Raises StartError where they cannot be read, or do not fit together."""
+        paths = certificate, key, authority = [self._folder / name for name in _FILES]
         try:
             while True:
                 before = self.version()
-                pems = Pems(*((self._folder / name).read_bytes() for name in _FILES))
+                pems = Pems(*(path.read_bytes() for path in paths))
+                # gRPC would take anything here, and fail each handshake. They do not fit between the swap of one file
+                # and that of the next.
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.load_cert_chain(certificate, key, password="")
+                context.load_verify_locations(authority)
                 if self.version() == before:
                     return pems
-        except OSError as error:
-            raise StartError(f"{_FOLDER}: {error}") from error
+        except OSError as error:  # ssl.SSLError among them
+            raise StartError(f"{_FOLDER}={self._folder}: {error}") from error
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """Shows the certificate, and trusts servers that the CA has signed. As of now: a channel cannot change it."""
@@ -66,10 +75,14 @@ class Certificates:
 
         def fetch() -> Any:
             nonlocal version
-            current = self.version()
-            if current == version:
-                return None  # as before
-            configuration = self._server_configuration(mutual)
+            try:
+                current = self.version()
+                if current == version:
+                    return None  # as before
+                configuration = self._server_configuration(mutual)
+            except (OSError, StartError) as error:
+                _log.error("the new certificates cannot be used; keeping the old ones", error=str(error))
+                return None
             version = current
             return configuration
 

@@ -56,6 +56,11 @@ _CONTRACT = """
       name: "RepeatBriefly" server_streaming: true
       options { [mesh.v1.policy] { timeout { nanos: 300000000 } callers: "*" } }
     }
+    method { name: "Confide" options { [mesh.v1.policy] { timeout { seconds: 5 } callers: "friend" } } }
+    method {
+      name: "ConfideAtLength" server_streaming: true
+      options { [mesh.v1.policy] { timeout { seconds: 5 } callers: "friend" } }
+    }
   }
   service {
     name: "DeafService"
@@ -100,13 +105,16 @@ class EchoStub:
         self.SayBriefly = stub(channel.unary_unary, f"/{SERVICE}/SayBriefly")
         self.Repeat = stub(channel.unary_stream, f"/{SERVICE}/Repeat")
         self.RepeatBriefly = stub(channel.unary_stream, f"/{SERVICE}/RepeatBriefly")
+        self.Confide = stub(channel.unary_unary, f"/{SERVICE}/Confide")
+        self.ConfideAtLength = stub(channel.unary_stream, f"/{SERVICE}/ConfideAtLength")
         self.SayToTheDeaf = stub(channel.unary_unary, f"/{_PACKAGE}.DeafService/Say")
 
 
 def _add_servicer(methods: dict[str, Any], server: grpc.aio.Server) -> None:
     """As generated, but that it takes the methods that a test is about, by name."""
-    kinds: dict[str, Any] = dict.fromkeys(("Say", "SayAgain", "SayBriefly"), grpc.unary_unary_rpc_method_handler)
-    kinds |= dict.fromkeys(("Repeat", "RepeatBriefly"), grpc.unary_stream_rpc_method_handler)
+    unary, streams = ("Say", "SayAgain", "SayBriefly", "Confide"), ("Repeat", "RepeatBriefly", "ConfideAtLength")
+    kinds: dict[str, Any] = dict.fromkeys(unary, grpc.unary_unary_rpc_method_handler)
+    kinds |= dict.fromkeys(streams, grpc.unary_stream_rpc_method_handler)
     handlers: Any = {
         name: kind(methods.get(name), EchoRequest.FromString, EchoResponse.SerializeToString)
         for name, kind in kinds.items()
@@ -119,15 +127,22 @@ def echo_server(
     refusals: Any = None, *, check: Any = None, drain: float = 0, grace: float = 0, **methods: Any
 ) -> Server:
     """A server of these methods, which stops at once unless a test is about its stop."""
-    server = Server(Workload("echo", drain=drain), check=check, grace=grace)
+    return server_of(Workload("echo", drain=drain), refusals, check=check, grace=grace, **methods)
+
+
+def server_of(
+    workload: Workload, refusals: Any = None, *, check: Any = None, grace: float = 0, **methods: Any
+) -> Server:
+    """The same, of a workload that a test is about."""
+    server = Server(workload, check=check, grace=grace)
     server.add(_add_servicer, methods, refusals or {})
     return server
 
 
 @asynccontextmanager
-async def listening(server: Server) -> AsyncIterator[str]:
+async def listening(server: Server, **options: Any) -> AsyncIterator[str]:
     """The server on a free port until the end of the block; gives its address."""
-    address = f"127.0.0.1:{server.listen('127.0.0.1:0')}"
+    address = f"127.0.0.1:{server.listen('127.0.0.1:0', **options)}"
     await server.start()
     try:
         yield address
@@ -136,9 +151,9 @@ async def listening(server: Server) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def meshed(address: str) -> AsyncIterator[EchoStub]:
+async def meshed(address: str, caller: Workload | None = None) -> AsyncIterator[EchoStub]:
     """A stub on a channel of the mesh."""
-    async with connect(address, SERVICE, Workload("echo")) as channel:
+    async with connect(address, SERVICE, caller or Workload("echo")) as channel:
         yield EchoStub(channel)
 
 
@@ -175,7 +190,9 @@ def every_method(behaviour: Callable[[Any, Any], Awaitable[Any]]) -> dict[str, A
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         yield await behaviour(request, context)
 
-    return {"Say": unary, "SayBriefly": unary, "Repeat": stream, "RepeatBriefly": stream}
+    return dict.fromkeys(("Say", "SayBriefly", "Confide"), unary) | dict.fromkeys(
+        ("Repeat", "RepeatBriefly", "ConfideAtLength"), stream
+    )
 
 
 async def answer(request: Any, context: Any) -> Any:

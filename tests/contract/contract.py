@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 from buf.validate import validate_pb2
 from google.protobuf import any_pb2, message_factory
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -23,6 +23,7 @@ SERVICES = {
     "kitchen": kitchen_service_pb2.DESCRIPTOR,
     "delivery": delivery_service_pb2.DESCRIPTOR,
 }
+ANYONE = "*"
 CALL_LIMIT = 10.0  # seconds; a call that hangs must fail its test
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _validator = Validator()
@@ -39,6 +40,8 @@ class Method:
     streams: bool
     timeout: float
     """Seconds, as its policy says."""
+    callers: frozenset[str]
+    """As its policy says; ANYONE where whoever it is may call."""
 
     def __str__(self) -> str:
         return self.path.rpartition("/")[2]
@@ -64,12 +67,17 @@ def methods() -> tuple[Method, ...]:
             f"/{descriptor.full_name}/{method.name}",
             message_factory.GetMessageClass(method.input_type),
             method.server_streaming,
-            method.GetOptions().Extensions[policy_pb2.policy].timeout.ToTimedelta().total_seconds(),
+            _policy(method).timeout.ToTimedelta().total_seconds(),
+            frozenset(_policy(method).callers),
         )
         for service, file in SERVICES.items()
         for descriptor in file.services_by_name.values()
         for method in descriptor.methods
     )
+
+
+def _policy(method: MethodDescriptor) -> policy_pb2.MethodPolicy:
+    return method.GetOptions().Extensions[policy_pb2.policy]
 
 
 @cache
@@ -181,15 +189,20 @@ def refuse(context: grpc.ServicerContext, why: tuple[str, str], *details: Messag
     context.abort_with_status(rpc_status.to_status(status))
 
 
-def first_answer(channel: grpc.Channel, method: Method, data: bytes) -> bytes | Refusal:
+def call(channel: grpc.Channel, method: Method, data: bytes) -> bytes:
     """Calls a method, whichever its kind, with bytes as they are; a stream is left after its first answer."""
+    if not method.streams:
+        return channel.unary_unary(method.path, bytes, bytes)(data, timeout=CALL_LIMIT)
+    stream = channel.unary_stream(method.path, bytes, bytes)(data, timeout=CALL_LIMIT)
     try:
-        if not method.streams:
-            return channel.unary_unary(method.path, bytes, bytes)(data)
-        call = channel.unary_stream(method.path, bytes, bytes)(data, timeout=CALL_LIMIT)
-        try:
-            return next(call)
-        finally:
-            call.cancel()
+        return next(stream)
+    finally:
+        stream.cancel()
+
+
+def first_answer(channel: grpc.Channel, method: Method, data: bytes) -> bytes | Refusal:
+    """Calls a method as above; answers its refusal where it is refused."""
+    try:
+        return call(channel, method, data)
     except grpc.RpcError as error:
         return refusal_of(error)

@@ -70,6 +70,7 @@ class Running:
     """A service that runs as a process of its own."""
 
     service: str
+    address: str
     process: "subprocess.Popen[bytes]"
     channel: grpc.Channel
 
@@ -100,11 +101,15 @@ class Running:
 
 
 @contextmanager
-def running(service: str, folder: Path, **environment: str) -> Iterator[Running]:
-    """Runs a service on a free port until it is left, with its database and its log in `folder`."""
+def running(service: str, folder: Path, tls: bool | None = None, /, **environment: str) -> Iterator[Running]:
+    """Runs a service on a free port until it is left, with its database and its log in `folder`.
+
+    `tls` is whether its port speaks TLS: where its callers must show who they are, unless said otherwise.
+    """
+    secure = service in MUTUAL if tls is None else tls
     with ExitStack() as end:
         for _ in range(_TRIES):
-            started = _start(service, folder, environment, end)
+            started = _start(service, folder, secure, environment, end)
             eventually(started.settled, _LIMIT)
             if not started.ended:
                 yield started
@@ -112,17 +117,17 @@ def running(service: str, folder: Path, **environment: str) -> Iterator[Running]
         raise AssertionError((folder / f"{service}.log").read_text())
 
 
-def _start(service: str, folder: Path, environment: Mapping[str, str], end: ExitStack) -> Running:
+def _start(service: str, folder: Path, secure: bool, environment: Mapping[str, str], end: ExitStack) -> Running:
     address = f"127.0.0.1:{free_port()}"
     settings = {name: value.format(address=address, folder=folder) for name, value in ENVIRONMENTS[service].items()}
     log = end.enter_context((folder / f"{service}.log").open("ab"))
-    if service in MUTUAL:
-        settings["MESH_CERTIFICATES"] = str(folder / "certificates")
+    if secure:
+        settings |= {"MESH_CERTIFICATES": str(folder / "certificates"), "ORDER_TLS": "true"}
         AUTHORITY.write(folder / "certificates", service)
     settings |= {"MESH_CHECK_ANSWERS": "true"} | dict(environment)
     process = subprocess.Popen(COMMANDS[service], env=os.environ | settings, stderr=log)
-    channel = connect(address, service, "order") if service in MUTUAL else connect(address)
-    started = Running(service, process, end.enter_context(channel))
+    channel = connect(address, service, "order") if secure else connect(address)
+    started = Running(service, address, process, end.enter_context(channel))
     end.callback(started.terminate)
     return started
 

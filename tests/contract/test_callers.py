@@ -1,0 +1,165 @@
+"""Who may call what: each method, called by everyone. What was answered is the table in docs/callers.md."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+
+from tests.contract.contract import (
+    ANYONE,
+    SERVICES,
+    Method,
+    call,
+    domain_of,
+    faulty_fields,
+    methods,
+    reasons,
+    refusal_of,
+    refused,
+)
+from tests.contract.launch import Running, connect, running
+from tests.contract.providers import KINDS, Kind, Provider
+from tools.certs import Authority
+
+PAGE = Path(__file__).parents[2] / "docs" / "callers.md"
+FOREIGN_AUTHORITY = Authority()
+FOREIGN, NOBODY, PLAIN_TEXT = "a foreign CA's", "no certificate", "plain text"
+CALLERS = (*SERVICES, FOREIGN, NOBODY, PLAIN_TEXT)
+ADMITTED = "admitted"
+UNKNOWN = "UNAUTHENTICATED, CALLER_UNKNOWN"
+NOT_ALLOWED = "PERMISSION_DENIED, CALLER_NOT_ALLOWED"
+NO_CONNECTION = "no connection"
+HEAD = f"""\
+<!-- Written by tests/contract/test_callers.py: UPDATE_DOCS=1 pytest tests/contract/test_callers.py -->
+# Who may call what
+
+What each method was answered, by the certificate that its caller showed. The one of a foreign CA names a caller that
+the contract allows. In {PLAIN_TEXT} nobody can show one; kitchen and delivery speak it only where they were given no
+certificates. `{NO_CONNECTION}`: the TLS handshake fails, which the caller sees as UNAVAILABLE and the service not at
+all.
+
+"""
+VALUES = {
+    "customer_id": "ada",
+    "lines": [{"sku": "margherita", "quantity": 1}],
+    "items": [{"sku": "margherita", "quantity": 1}],
+    "address": {"street": "Piotrkowska 1", "city": "Łódź"},
+    "page_token": "none of its own",
+    "resume_token": "none of its own",  # so that a feed with nothing to tell has an answer as well
+}
+
+Answers = Mapping[tuple[Method, str], str]
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[tuple[str, bool], Running]]:
+    """Each service twice, by name and whether its port speaks TLS."""
+    with ExitStack() as end:
+        yield {
+            (service, tls): end.enter_context(running(service, tmp_path_factory.mktemp(service), tls))
+            for service in SERVICES
+            for tls in (True, False)
+        }
+
+
+@pytest.fixture(scope="module")
+def answers(services: Mapping[tuple[str, bool], Running]) -> Answers:
+    """What everyone is answered by every method."""
+    return {
+        (method, caller): answer_of(services[method.service, caller != PLAIN_TEXT], method, caller)
+        for method in methods()
+        for caller in CALLERS
+    }
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("method", methods(), ids=str)
+def test_a_method_is_for_its_callers(method: Method, caller: str, answers: Answers) -> None:
+    """A method admits the callers that its contract names and no others, and no one without a certificate of our CA."""
+    assert answers[method, caller] == expected(method, caller)
+
+
+def test_the_docs_show_what_was_answered(answers: Answers) -> None:
+    """The page in docs/ holds the answers that were observed."""
+    page = HEAD + table(answers)
+    if os.environ.get("UPDATE_DOCS"):
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(page)
+    assert PAGE.read_text() == page, f"{PAGE.name} is out of date: run UPDATE_DOCS=1 pytest {Path(__file__).name}"
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_who_is_not_admitted_does_nothing(kind: Kind, services: Mapping[tuple[str, bool], Running]) -> None:
+    """A submission of someone who may not submit leaves nothing behind."""
+    (submit,) = (method for method in methods() if str(method) == kind.submit)
+    service = services[kind.service, True]
+    others = [caller for caller in CALLERS if caller != PLAIN_TEXT and expected(submit, caller) != ADMITTED]
+    assert others
+    for caller in others:
+        request = example(submit)
+        with channel_to(service, caller, submit) as channel, pytest.raises(grpc.RpcError):
+            call(channel, submit, request.SerializeToString())
+        thing_id = getattr(request, kind.id)
+        assert refused(Provider(kind, service.channel).get, thing_id).why == kind.why("{}_NOT_FOUND")
+
+
+def expected(method: Method, caller: str) -> str:
+    """What the contract says."""
+    if ANYONE in method.callers or caller in method.callers:
+        return ADMITTED
+    return {FOREIGN: NO_CONNECTION, NOBODY: NO_CONNECTION, PLAIN_TEXT: UNKNOWN}.get(caller, NOT_ALLOWED)
+
+
+def answer_of(service: Running, method: Method, caller: str) -> str:
+    """What a caller is answered."""
+    try:
+        with channel_to(service, caller, method) as channel:
+            call(channel, method, example(method).SerializeToString())
+    except grpc.RpcError as error:
+        return refusal_in_words(error, service, caller)
+    return ADMITTED
+
+
+def refusal_in_words(error: grpc.RpcError, service: Running, caller: str) -> str:
+    """A refusal of the service's own comes after its caller was admitted."""
+    assert isinstance(error, grpc.Call)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and rpc_status.from_call(error) is None:
+        return NO_CONNECTION
+    refusal = refusal_of(error)
+    if refusal.domain == domain_of(service.service):
+        return ADMITTED
+    assert refusal.metadata == ({"caller": caller} if refusal.reason == "CALLER_NOT_ALLOWED" else {})
+    return f"{reasons()[refusal.why].name}, {refusal.reason}"
+
+
+def channel_to(service: Running, caller: str, method: Method) -> grpc.Channel:
+    if caller == PLAIN_TEXT:
+        return connect(service.address)
+    if caller == NOBODY:
+        return connect(service.address, service.service)
+    if caller == FOREIGN:
+        allowed = next(iter(method.callers - {ANYONE}), "order")
+        return connect(service.address, service.service, allowed, FOREIGN_AUTHORITY)
+    return connect(service.address, service.service, caller)
+
+
+def example(method: Method) -> Message:
+    """A valid request that names things of its own."""
+    values = {field.name: VALUES.get(field.name, str(uuid4())) for field in method.request.DESCRIPTOR.fields}
+    request = method.request(**{name: value for name, value in values.items() if name != "page_size"})
+    assert not faulty_fields(request)
+    return request
+
+
+def table(answers: Answers) -> str:
+    rows = [["method", "for", *CALLERS], ["---"] * (len(CALLERS) + 2)]
+    for method in methods():
+        allowed = ", ".join(sorted(method.callers)).replace(ANYONE, "anyone")
+        rows.append([f"`{method}`", allowed, *(answers[method, caller] for caller in CALLERS)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
