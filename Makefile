@@ -60,6 +60,11 @@ SCHEDULES ?= 10000
 simulate: $(READY) ## fulfilment through SCHEDULES (10000) seeded schedules of faults, from SEED (1) on
 	@$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) --seed $(SEED)
 
+RESTARTS ?= 24
+.PHONY: drain
+drain: $(READY) ## restart two kitchens under load, RESTARTS (24) times each, and count the calls that are lost
+	RESTARTS=$(RESTARTS) pytest --capture=no --timeout=900 tests/e2e/test_drain.py
+
 .PHONY: format
 format: $(READY) ## format the Python code and the contract
 	ruff check --fix-only .

@@ -1,6 +1,7 @@
 """The shop as real processes, for tests: started, killed and started again, in either topology."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
@@ -17,52 +19,86 @@ from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
 
 from tests.ports import free_port
+from tests.postgres import Databases, Postgres
 from tools.certs import Authority
 
+SERVICES = ("order", "kitchen", "delivery")
 TOPOLOGIES = {"all in one": ("all_in_one",), "processes": ("kitchen", "delivery", "order")}
 _START_LIMIT = 30.0  # seconds
 _STOP_LIMIT = 10.0
+_RECONNECT = {"initial": 50, "min": 50, "max": 200}  # milliseconds
+
+
+def _names(service: str, replicas: int) -> list[str]:
+    return [service, *(f"{service}-{number}" for number in range(2, replicas + 1))]
+
+
+def _service(name: str) -> str:
+    return name.partition("-")[0]
 
 
 class Shop:
     """One shop with a data folder of its own. Cooking takes milliseconds unless the environment says otherwise."""
 
-    def __init__(self, folder: Path, topology: str, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, topology: str, postgres: Postgres | None = None, replicas: int = 1, /, **environment: str
+    ) -> None:
+        """Stores in SQLite, or in databases of a Postgres, which `replicas` of each service may share.
+
+        The second replica of the kitchen is called "kitchen-2" here, and so on.
+        """
         self.folder = folder
-        self.services = TOPOLOGIES[topology]
-        self.ports = {service: free_port() for service in ("order", "kitchen", "delivery")}
-        self.health_ports = {service: free_port() for service in ("kitchen", "delivery")}
+        self.services = tuple(name for service in TOPOLOGIES[topology] for name in _names(service, replicas))
+        everyone = [name for service in SERVICES for name in _names(service, replicas)]
+        self.ports = {name: free_port() for name in everyone}
+        self.health_ports = {name: free_port() for name in everyone if _service(name) != "order"}
         self.authority = Authority()
-        for service in self.ports:
+        for service in SERVICES:
             self.authority.write(self.certificates(service), service)
-        split = {f"ORDER_{inner.upper()}_TARGET": self._address(inner) for inner in ("kitchen", "delivery")}
-        listen = {f"{service.upper()}_LISTEN": self._address(service) for service in self.ports}
-        databases = {f"{service.upper()}_DATABASE_URL": f"sqlite:///{folder}/{service}.db" for service in self.ports}
-        health = {
-            f"{service.upper()}_HEALTH_LISTEN": f"127.0.0.1:{port}" for service, port in self.health_ports.items()
-        }
+        databases = Databases(postgres)
+        self.databases = {service: databases.url(service, folder) for service in SERVICES}
+        """The URLs of what the services store in."""
+        urls = {f"{service.upper()}_DATABASE_URL": url for service, url in self.databases.items()}
+        split = {f"ORDER_{inner.upper()}_TARGET": self._addresses(inner) for inner in ("kitchen", "delivery")}
         quick = {"MESH_CHECK_ANSWERS": "true", "KITCHEN_TIME_SCALE": "0.0002", "DELIVERY_TIME_SCALE": "0.0002"}
-        self.environment = (
-            os.environ | listen | health | databases | quick | ({} if topology == "all in one" else split) | environment
-        )
+        self.environment = os.environ | urls | quick | ({} if topology == "all in one" else split)
+        for service in SERVICES:
+            self.environment |= self._listen(service)
+        self._own = environment
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def certificates(self, service: str) -> Path:
         return self.folder / "certificates" / service
 
-    def _address(self, service: str) -> str:
-        return f"127.0.0.1:{self.ports[service]}"
+    def _address(self, name: str) -> str:
+        return f"127.0.0.1:{self.ports[name]}"
+
+    def _addresses(self, service: str) -> str:
+        """All replicas of a service, as gRPC names them."""
+        addresses = [self._address(name) for name in self.ports if _service(name) == service]
+        return addresses[0] if len(addresses) == 1 else f"ipv4:{','.join(addresses)}"
+
+    def _listen(self, name: str) -> dict[str, str]:
+        prefix = _service(name).upper()
+        listen = {f"{prefix}_LISTEN": self._address(name)}
+        if name in self.health_ports:
+            listen[f"{prefix}_HEALTH_LISTEN"] = f"127.0.0.1:{self.health_ports[name]}"
+        return listen
 
     @property
     def target(self) -> str:
-        return self._address("order")
+        return self._addresses("order")
 
-    def launch(self, service: str) -> "subprocess.Popen[bytes]":
-        """Starts the process of a service and does not wait for it. Its log is SERVICE.log in the shop's folder."""
-        mutual = {} if service == "all_in_one" else {"MESH_CERTIFICATES": str(self.certificates(service))}
-        with (self.folder / f"{service}.log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, "-m", service], env=self.environment | mutual, stderr=log)
-        self.processes[service] = process
+    def launch(self, name: str) -> "subprocess.Popen[bytes]":
+        """Starts the process of a service and does not wait for it. Its log is NAME.log in the shop's folder."""
+        service = _service(name)
+        own = {} if service == "all_in_one" else {"MESH_CERTIFICATES": str(self.certificates(service))}
+        if service != "all_in_one":
+            own |= self._listen(name)
+        environment = self.environment | own | self._own
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen([sys.executable, "-m", service], env=environment, stderr=log)
+        self.processes[name] = process
         return process
 
     async def start(self, *services: str) -> None:
@@ -118,7 +154,8 @@ def customer(shop: Shop) -> AbstractAsyncContextManager["Customer"]:
 
 @asynccontextmanager
 async def customer_of(target: str) -> AsyncIterator["Customer"]:
-    options = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 50)]
+    options: list[tuple[str, Any]] = [(f"grpc.{which}_reconnect_backoff_ms", ms) for which, ms in _RECONNECT.items()]
+    options.append(("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})))
     async with grpc.aio.insecure_channel(target, options=options) as channel:
         yield Customer(channel)
 

@@ -46,9 +46,7 @@ class Span:
         if self.tags.get("order.attempt", 0) > 1:
             marks.append(f"attempt {self.tags['order.attempt']}")
         if self.tags.get("error"):
-            code = str(self.tags.get("otel.status_description", "")).partition(":")[
-                0
-            ]
+            code = str(self.tags.get("otel.status_description", "")).partition(":")[0]
             marks.append(f"ERROR {code}".strip())
         return ", ".join(marks)
 

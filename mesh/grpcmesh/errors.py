@@ -18,6 +18,7 @@ INVALID_REQUEST = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_INVALID
 CALLER_UNKNOWN = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_CALLER_UNKNOWN)
 CALLER_NOT_ALLOWED = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_CALLER_NOT_ALLOWED)
 INTERNAL = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_INTERNAL)
+OVERLOADED = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_OVERLOADED)
 STORE_UNAVAILABLE = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_STORE_UNAVAILABLE)
 TIMEOUT = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_TIMEOUT)
 DRAINING = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_DRAINING)
@@ -75,7 +76,7 @@ def status_for(error: BaseException, reason: Reason) -> status_pb2.Status:
             type=reason.name, subject=subject, description=message
         )
         details = [error_details_pb2.PreconditionFailure(violations=[failure])]
-    elif reason.code is grpc.StatusCode.UNAVAILABLE:
+    elif reason.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
         details = [error_details_pb2.RetryInfo(retry_delay={"seconds": _RETRY_DELAY})]
     return status_of(reason, message, metadata, details)
 

@@ -26,7 +26,7 @@ from grpcmesh.errors import (
     status_of,
 )
 from grpcmesh.identity import caller_of
-from grpcmesh.tracing import TRACE_ID, Tracing, trace_id
+from grpcmesh.tracing import Tracing, owe_trace_id, send_trace_id
 from grpcmesh.workload import Workload
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -85,8 +85,8 @@ def _traced(method: Method, answer: Answer, tracing: Tracing) -> Answer:
 
     async def traced(request: Any, context: Context) -> Any:
         with tracing.server_span(method, context) as span:
-            if span.is_recording():  # it costs a message of its own, and what was not sampled cannot be looked up
-                await context.send_initial_metadata(((TRACE_ID, trace_id(span)),))
+            if span.is_recording():  # sending costs something, and what was not sampled cannot be looked up
+                owe_trace_id(span)
             return await answer(request, context)
 
     return traced
@@ -103,6 +103,7 @@ def _unary(
                 await _check_request(request, context)
                 response = await behaviour(request, context)
                 check(method, response)
+                await send_trace_id(context)
                 return response
         except grpc.aio.AbortError:
             raise
@@ -130,6 +131,7 @@ def _streaming(
                 async with aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
                         check(method, response)
+                        await send_trace_id(context)
                         await context.write(response)
         except grpc.aio.AbortError:
             raise
@@ -223,4 +225,6 @@ def _is_own_deadline(error: BaseException) -> bool:
 
 
 async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
+    if status.code != grpc.StatusCode.UNAVAILABLE.value[0]:  # which alone is retried, and only where nothing was sent
+        await send_trace_id(context)
     await context.abort_with_status(rpc_status.to_status(status))

@@ -7,6 +7,7 @@ OTEL_EXPORTER_OTLP_ENDPOINT is set there is no tracer, the handlers and channels
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +28,7 @@ _PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
 _TRACEPARENT = "traceparent"
 _NANOSECONDS = 1_000_000_000
 
+_owed: ContextVar[tuple[tuple[str, str], ...] | None] = ContextVar("grpcmesh_owed", default=None)
 _propagator = TraceContextTextMapPropagator()
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -64,8 +66,8 @@ class Tracing:
         """The span of a call that is served. It ends with the handler, however that ends."""
         metadata = dict(context.invocation_metadata() or ())
         span = self._tracer.start_span(method.path[1:], _remote(metadata), SpanKind.SERVER, _rpc(method))
-        if span.is_recording() and _PREVIOUS_ATTEMPTS in metadata:
-            span.set_attribute("rpc.grpc.previous_attempts", metadata[_PREVIOUS_ATTEMPTS])
+        if span.is_recording() and (previous := str(metadata.get(_PREVIOUS_ATTEMPTS, ""))).isdecimal():
+            span.set_attribute("rpc.grpc.previous_attempts", int(previous))
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             try:
                 yield span
@@ -82,12 +84,14 @@ class Tracing:
     # Work.
 
     @contextmanager
-    def span(self, name: str, traceparent: str, attributes: Attributes) -> Iterator[None]:
+    def span(self, name: str, traceparent: str, attributes: Attributes | None = None) -> Iterator[None]:
         """A span of work, in the trace of `traceparent`; calls made inside belong to it."""
         with self._tracer.start_as_current_span(name, _context(traceparent), attributes=attributes):
             yield
 
-    def record(self, name: str, traceparent: str, start: datetime, end: datetime, attributes: Attributes) -> None:
+    def record(
+        self, name: str, traceparent: str, start: datetime, end: datetime, attributes: Attributes | None = None
+    ) -> None:
         """A span of something that is over, in the trace of `traceparent`."""
         began = int(start.timestamp() * _NANOSECONDS)
         span = self._tracer.start_span(name, _context(traceparent), attributes=attributes, start_time=began)
@@ -116,8 +120,17 @@ def inject(span: Span) -> tuple[str, str]:
     return _TRACEPARENT, f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def trace_id(span: Span) -> str:
-    return f"{span.get_span_context().trace_id:032x}"
+def owe_trace_id(span: Span) -> None:
+    """Has the running handler's answer say its trace, by `send_trace_id`."""
+    _owed.set(((TRACE_ID, f"{span.get_span_context().trace_id:032x}"),))
+
+
+async def send_trace_id(context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+    """Sends the initial metadata, if they are not sent yet. From then on gRPC does not retry the call (gRFC A6)."""
+    metadata = _owed.get()
+    if metadata is not None:
+        _owed.set(None)
+        await context.send_initial_metadata(metadata)
 
 
 def log_context() -> dict[str, str]:

@@ -4,12 +4,39 @@ from collections.abc import Iterator
 
 import pytest
 
+from conftest import DATABASES
+from tests.contract import launch
 from tests.contract.fakes import FakeDelivery, FakeKitchen
 from tests.contract.launch import DATA, Running, connect, running
 from tests.contract.providers import DELIVERY, KITCHEN, Provider
 
 PROVIDERS = ("kitchen", "busy_delivery", "quick_delivery", "fake_kitchen_provider", "fake_delivery_provider")
 Temporary = pytest.TempPathFactory
+
+
+@pytest.fixture(scope="session", autouse=True, params=DATABASES)
+def database(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Has services store in each kind of database in turn."""
+    launch.DATABASES.postgres = None if request.param == "sqlite" else request.getfixturevalue("cluster")
+    yield
+    launch.DATABASES.postgres = None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What touches no store is tested over one alone."""
+    left_out = [item for item in items if not _touches_its_store(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _touches_its_store(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return True
+    if item.callspec.params.get("database") != "postgresql":
+        return True
+    fake = str(item.callspec.params.get("provider", "")).startswith("fake")
+    return not fake and item.get_closest_marker("no_store") is None
 
 
 @pytest.fixture(params=PROVIDERS)
@@ -20,7 +47,7 @@ def provider(request: pytest.FixtureRequest) -> Provider:
 
 
 @pytest.fixture(scope="session")
-def kitchen(tmp_path_factory: Temporary) -> Iterator[Provider]:
+def kitchen(tmp_path_factory: Temporary, database: None) -> Iterator[Provider]:
     """The kitchen; its recipes say where each ticket stays."""
     ways = {
         "QUEUED": lambda kitchen: kitchen.new("diavola"),
@@ -35,7 +62,7 @@ def kitchen(tmp_path_factory: Temporary) -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="session")
-def busy_delivery(tmp_path_factory: Temporary) -> Iterator[Provider]:
+def busy_delivery(tmp_path_factory: Temporary, database: None) -> Iterator[Provider]:
     """Delivery, with its only courier on the road for ever."""
     fleet = f"{DATA}/busy_fleet.toml"
     with running("delivery", tmp_path_factory.mktemp("busy_delivery"), DELIVERY_FLEET=fleet) as process:
@@ -45,7 +72,7 @@ def busy_delivery(tmp_path_factory: Temporary) -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="session")
-def quick_delivery(tmp_path_factory: Temporary) -> Iterator[Provider]:
+def quick_delivery(tmp_path_factory: Temporary, database: None) -> Iterator[Provider]:
     """Delivery, with a courier for every parcel, who is there at once."""
     with running("delivery", tmp_path_factory.mktemp("quick_delivery")) as process:
         yield Provider(DELIVERY, process.channel, {"DELIVERED": Provider.new})
@@ -89,7 +116,7 @@ def _provider(fake: FakeKitchen | FakeDelivery) -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="session")
-def held_order(tmp_path_factory: Temporary) -> Iterator[Running]:
+def held_order(tmp_path_factory: Temporary, database: None) -> Iterator[Running]:
     """The order service with nobody around it; its orders wait for ever before they go to the kitchen."""
     with running("order", tmp_path_factory.mktemp("held_order"), ORDER_HOLD="1e6") as process:
         yield process
@@ -102,7 +129,7 @@ def targets(fake_kitchen: FakeKitchen, fake_delivery: FakeDelivery) -> dict[str,
 
 
 @pytest.fixture(scope="session")
-def order(tmp_path_factory: Temporary, targets: dict[str, str]) -> Iterator[Running]:
+def order(tmp_path_factory: Temporary, database: None, targets: dict[str, str]) -> Iterator[Running]:
     """The order service between a fake kitchen and a fake delivery."""
     with running("order", tmp_path_factory.mktemp("order"), **targets) as process:
         yield process

@@ -57,6 +57,8 @@ class Fake:
         self.address = f"127.0.0.1:{free_port()}"
         self.things: dict[str, Thing] = {}
         self.asked: list[Asked] = []
+        self.poisonous: set[str] = set()
+        """Things about which each call comes to a fault."""
         self._register = register
         self._lock = threading.Condition()
         self._feed: list[tuple[str, Thing]] = []
@@ -191,6 +193,8 @@ class Fake:
             trouble = self._troubles[asked.method].popleft() if self._troubles[asked.method] else None
         if faults := faulty_fields(request):
             refuse(context, ("mesh", "INVALID_REQUEST"), _bad_request(faults))
+        if asked.thing_id in self.poisonous:
+            context.abort(grpc.StatusCode.INTERNAL, "a fault of the server's")
         if trouble is Trouble.NOT_DONE:
             context.abort(grpc.StatusCode.UNAVAILABLE, trouble.value)
         if isinstance(trouble, threading.Event):

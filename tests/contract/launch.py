@@ -19,6 +19,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.ports import free_port
+from tests.postgres import Databases
 from tools.certs import Authority
 
 T = TypeVar("T")
@@ -31,22 +32,24 @@ COMMANDS = {
 ENVIRONMENTS = {
     "order": {
         "ORDER_LISTEN": "{address}",
-        "ORDER_DATABASE_URL": "sqlite:///{folder}/order.db",
+        "ORDER_DATABASE_URL": "{database}",
         "ORDER_MENU": f"{DATA}/menu.toml",
         "ORDER_KITCHEN_TARGET": "127.0.0.1:1",  # where nobody listens
         "ORDER_DELIVERY_TARGET": "127.0.0.1:1",
     },
     "kitchen": {
         "KITCHEN_LISTEN": "{address}",
-        "KITCHEN_DATABASE_URL": "sqlite:///{folder}/kitchen.db",
+        "KITCHEN_DATABASE_URL": "{database}",
         "KITCHEN_RECIPES": f"{DATA}/recipes.toml",
     },
     "delivery": {
         "DELIVERY_LISTEN": "{address}",
-        "DELIVERY_DATABASE_URL": "sqlite:///{folder}/delivery.db",
+        "DELIVERY_DATABASE_URL": "{database}",
         "DELIVERY_FLEET": f"{DATA}/quick_fleet.toml",
     },
 }
+DATABASES = Databases()
+"""Where services store: in SQLite, or in the Postgres that is put here."""
 AUTHORITY = Authority()
 """Has signed the certificates of all workloads of a test run."""
 MUTUAL = {"kitchen", "delivery"}
@@ -119,7 +122,8 @@ def running(service: str, folder: Path, tls: bool | None = None, /, **environmen
 
 def _start(service: str, folder: Path, secure: bool, environment: Mapping[str, str], end: ExitStack) -> Running:
     address = f"127.0.0.1:{free_port()}"
-    settings = {name: value.format(address=address, folder=folder) for name, value in ENVIRONMENTS[service].items()}
+    places = {"address": address, "database": DATABASES.url(service, folder)}
+    settings = {name: value.format(**places) for name, value in ENVIRONMENTS[service].items()}
     log = end.enter_context((folder / f"{service}.log").open("ab"))
     if secure:
         settings |= {"MESH_CERTIFICATES": str(folder / "certificates"), "ORDER_TLS": "true"}

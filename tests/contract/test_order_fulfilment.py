@@ -311,3 +311,18 @@ def test_a_kill_loses_no_order(
     with running("order", tmp_path, **targets) as order:
         shop = Shop(order, fake_kitchen, fake_delivery)
         shop.fulfil(order_id)
+
+
+def test_a_poisoned_order_is_set_aside(
+    tmp_path: Path, targets: dict[str, str], fake_kitchen: FakeKitchen, fake_delivery: FakeDelivery
+) -> None:
+    """An order that comes to a fault each time ends FAILED and says why; the others are delivered meanwhile."""
+    poisoned = str(uuid4())
+    fake_kitchen.poisonous.add(poisoned)
+    with running("order", tmp_path, **targets, ORDER_GIVE_UP_AFTER="0.5") as order:
+        shop = Shop(order, fake_kitchen, fake_delivery)
+        shop.place([("margherita", 1)], order_id=poisoned)
+        shop.fulfil(shop.new())
+        shop.until(poisoned, "FAILED")
+        assert shop.get(poisoned).failure == "given up: INTERNAL: a fault of the server's"
+        assert len(shop.calls("SubmitTicket", poisoned)) > 1

@@ -41,6 +41,7 @@ def status(answer: Any) -> str:
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
+@pytest.mark.no_store
 @every_service
 def test_health_is_told_by_name(service: str, channel: grpc.Channel) -> None:
     """The process and its service are SERVING; a service that is not there is NOT_FOUND, and SERVICE_UNKNOWN."""
@@ -55,6 +56,7 @@ def test_health_is_told_by_name(service: str, channel: grpc.Channel) -> None:
     assert status(unknown) == "SERVICE_UNKNOWN"
 
 
+@pytest.mark.no_store
 @every_service
 def test_reflection_shows_the_contract(service: str, channel: grpc.Channel) -> None:
     """Reflection lists the service and none of another's, and shows its contract with every option."""
@@ -100,6 +102,7 @@ def test_a_kill_loses_no_order(tmp_path: Path) -> None:
         assert list(customer.stub.ListOrders(request).orders) == orders[14::-1]
 
 
+@pytest.mark.no_store
 @every_service
 def test_a_stop_sends_readers_elsewhere(service: str, tmp_path: Path) -> None:
     """On SIGTERM the service is NOT_SERVING at once, ends its open streams as DRAINING, and exits with status 0."""

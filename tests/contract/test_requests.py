@@ -34,6 +34,7 @@ def test_a_valid_request_is_taken(method: Method, channel: grpc.Channel, data: s
         assert answer.domain == domain_of(method.service)
 
 
+@pytest.mark.no_store
 @pytest.mark.parametrize("method", WITH_RULES, ids=str)
 @EXAMPLES
 @given(data=st.data())
@@ -46,6 +47,7 @@ def test_an_invalid_request_is_refused(method: Method, channel: grpc.Channel, da
     assert answer.bad_fields == faulty_fields(request)
 
 
+@pytest.mark.no_store
 @pytest.mark.parametrize("method", WITH_LISTS, ids=str)
 def test_a_request_that_is_all_wrong_is_refused(method: Method, channel: grpc.Channel) -> None:
     """However many rules a request breaks, the refusal reaches its caller, and names some of the faulty fields."""
@@ -60,6 +62,7 @@ def test_a_request_that_is_all_wrong_is_refused(method: Method, channel: grpc.Ch
     assert answer.bad_fields <= faulty_fields(request)
 
 
+@pytest.mark.no_store
 @pytest.mark.parametrize("method", methods(), ids=str)
 @EXAMPLES
 @given(data=st.data())
@@ -70,6 +73,7 @@ def test_no_bytes_are_the_servers_fault(method: Method, channel: grpc.Channel, d
         assert reasons()[answer.why] not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 
 
+@pytest.mark.no_store
 @pytest.mark.parametrize("method", WITH_RULES, ids=str)
 def test_what_is_no_message_is_an_invalid_request(method: Method, channel: grpc.Channel) -> None:
     """Bytes that are cut off, or text that is not UTF-8, are INVALID_REQUEST too."""
@@ -79,6 +83,7 @@ def test_what_is_no_message_is_an_invalid_request(method: Method, channel: grpc.
         assert answer.why == ("mesh", "INVALID_REQUEST")
 
 
+@pytest.mark.no_store
 @pytest.mark.parametrize("method", methods(), ids=str)
 def test_there_are_no_other_methods(method: Method, channel: grpc.Channel) -> None:
     """A method that the contract does not have is UNIMPLEMENTED."""

@@ -1,12 +1,11 @@
 """An order, end to end, through real processes in both topologies."""
 
 import asyncio
-import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,6 +17,7 @@ from order.config import Settings as OrderSettings
 from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceStub
 from pizza.order.v1 import order_service_pb2 as pb
+from sqlalchemy import NullPool, create_engine, text
 
 from tests.shop import TOPOLOGIES, Shop, customer
 
@@ -256,5 +256,5 @@ async def test_the_command_line_follows_an_order(shop: Shop) -> None:
 
 def rows(shop: Shop, service: str, query: str) -> list[tuple[object, ...]]:
     """What a service's database holds."""
-    with closing(sqlite3.connect(shop.folder / f"{service}.db")) as connection:
-        return connection.execute(query).fetchall()
+    with create_engine(shop.databases[service], poolclass=NullPool).connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]

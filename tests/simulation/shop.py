@@ -6,9 +6,9 @@ from datetime import timedelta
 from random import Random
 
 from grpcmesh import Workload
+from order.database import StoreUnavailable
 from order.domain import Address, Carrying, Line, Making, Menu, MenuItem, Money, NotCancellable
-from order.fulfilment import Fulfilment
-from order.store import StoreUnavailable
+from order.fulfilment import Fulfilment, Patience
 
 from tests.simulation.process import Process
 from tests.simulation.providers import Provider, SimulatedDelivery, SimulatedKitchen
@@ -47,7 +47,7 @@ class Shop:
         self.processes: list[tuple[Process, SimulatedStore]] = []
         """The last is the one that customers reach."""
         self._store = store
-        self._check_after = timedelta(seconds=check_after)
+        self._patience = Patience(timedelta(seconds=check_after))
         self.start_process()
 
     def start_process(self) -> None:
@@ -57,9 +57,7 @@ class Shop:
         self.processes.append((process, store))
         kitchen, delivery = SimulatedKitchen(process, self.kitchen), SimulatedDelivery(process, self.delivery)
         jitter = Random(world.random.random())
-        process.run(
-            Fulfilment(store, kitchen, delivery, world.clock, jitter, self._check_after, Workload("order")).run()
-        )
+        process.run(Fulfilment(store, kitchen, delivery, world.clock, jitter, self._patience, Workload("order")).run())
 
     def replace_too_early(self, seconds: float) -> None:
         """A process that only pauses is taken for dead, so that two work at once."""

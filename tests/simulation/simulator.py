@@ -9,8 +9,8 @@ from random import Random
 from typing import Any
 
 import structlog
+from order.database import StoreUnavailable
 from order.domain import Order
-from order.store import StoreUnavailable
 
 from tests.simulation.checker import broken, settled
 from tests.simulation.loop import SimulatedLoop
@@ -31,7 +31,7 @@ class TokenFirst(SimulatedStore):
         self, order_id: str, move: Callable[[Order], Order], *, feed: str | None = None, token: str = ""
     ) -> Order | None:
         if feed is not None:
-            await self._transact("token alone", lambda: self._database.tokens.update({feed: token}))
+            await self._transact("token alone", lambda: self._stored.tokens.update({feed: token}))
         return await super().update(order_id, move)
 
 

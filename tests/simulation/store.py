@@ -7,8 +7,9 @@ from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
+from order.database import StoreUnavailable
 from order.domain import Order, OrderState, Step
-from order.store import Store, StoreUnavailable
+from order.store import Store
 
 from tests.simulation.process import Process, outcome_of
 
@@ -50,15 +51,17 @@ class SimulatedStore(Store):
 
     def __init__(self, process: Process, database: Database) -> None:
         self.due = asyncio.Event()
+        self.shared = False
+        self.look_again = 10.0
         self._watchers = {}
         self._process = process
         self._world = process.world
-        self._database = database
+        self._stored = database
         self._loop = asyncio.get_running_loop()
         self._last_commit = self._last_answer = 0.0
 
     async def place(self, order: Order) -> Order:
-        placed = await self._transact("place", lambda: self._database.orders.setdefault(order.order_id, order))
+        placed = await self._transact("place", lambda: self._stored.orders.setdefault(order.order_id, order))
         self._notify(placed)
         return placed
 
@@ -73,8 +76,14 @@ class SimulatedStore(Store):
     async def take_due(self, now: datetime, lease_ends: datetime, limit: int) -> tuple[list[Order], datetime | None]:
         return await self._transact("take due", lambda: self._take(now, lease_ends, limit))
 
-    async def feed_token(self, feed: str) -> str:
-        return await self._transact("token", lambda: self._database.tokens.get(feed, ""))
+    async def take_feed(self, feed: str, now: datetime, lease_ends: datetime) -> str | None:
+        return await self._transact("token", lambda: self._stored.tokens.get(feed, ""))
+
+    async def skip(self, feed: str, token: str) -> None:
+        await self._transact(f"skip {feed}", lambda: self._stored.tokens.update({feed: token}))
+
+    async def leave_feeds(self) -> None:
+        """There is no other replica to leave them to."""
 
     async def begin_feed_anew(self, feed: str, check: Step, now: datetime) -> None:
         await self._transact(f"{feed} anew", lambda: self._forget(feed, check, now))
@@ -106,10 +115,10 @@ class SimulatedStore(Store):
         return max(moment, self._loop.time()) + 1e-6 + self._world.random.expovariate(500)
 
     def _move(self, order_id: str, move: Callable[[Order], Order], feed: str | None, token: str) -> Order | None:
-        before = self._database.orders.get(order_id)
+        before = self._stored.orders.get(order_id)
         after = None if before is None else move(before)
         if feed is not None:
-            self._database.tokens[feed] = token
+            self._stored.tokens[feed] = token
         if before is None or after is None:
             return None
         if after.state is not before.state:
@@ -117,17 +126,17 @@ class SimulatedStore(Store):
             checks = _MOVES_BY_CHECKS.get(before.state, ()) if self._world.loses_databases else ()
             if after.state not in _MOVES.get(before.state, ()) and after.state not in checks:
                 self._world.wrong.append(f"{order_id} went from {before.state} to {after.state}")
-        self._database.orders[order_id] = after
+        self._stored.orders[order_id] = after
         return after
 
     def _take(self, now: datetime, lease_ends: datetime, limit: int) -> tuple[list[Order], datetime | None]:
-        orders = self._database.orders
+        orders = self._stored.orders
         due = sorted((order.due, order_id) for order_id, order in orders.items() if order.due and order.due <= now)
         taken = [orders[order_id].begin_step(lease_ends) for _, order_id in due[:limit]]
         orders.update((order.order_id, order) for order in taken)
         return taken, min((order.due for order in orders.values() if order.due), default=None)
 
     def _forget(self, feed: str, check: Step, now: datetime) -> None:
-        self._database.tokens[feed] = ""
-        checked = [replace(order, due=now) for order in self._database.orders.values() if order.step is check]
-        self._database.orders.update((order.order_id, order) for order in checked)
+        self._stored.tokens[feed] = ""
+        checked = [replace(order, due=now) for order in self._stored.orders.values() if order.step is check]
+        self._stored.orders.update((order.order_id, order) for order in checked)

@@ -6,11 +6,12 @@ from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from grpcmesh import STORE_UNAVAILABLE, Tracing, reason
+from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
 from pizza.delivery.v1 import delivery_service_pb2 as pb
 from pizza.delivery.v1 import delivery_service_pb2_grpc as pb_grpc
 
+from delivery.database import StoreOverloaded, StoreUnavailable
 from delivery.domain import (
     Address,
     BadResumeToken,
@@ -20,7 +21,7 @@ from delivery.domain import (
     Fleet,
     NotCancellable,
 )
-from delivery.store import Store, StoreUnavailable
+from delivery.store import Store
 
 REFUSALS = {
     DeliveryNotFound: reason(pb.ErrorReason, pb.ERROR_REASON_DELIVERY_NOT_FOUND),
@@ -28,6 +29,7 @@ REFUSALS = {
     NotCancellable: reason(pb.ErrorReason, pb.ERROR_REASON_NOT_CANCELLABLE),
     BadResumeToken: reason(pb.ErrorReason, pb.ERROR_REASON_BAD_RESUME_TOKEN),
     StoreUnavailable: STORE_UNAVAILABLE,
+    StoreOverloaded: OVERLOADED,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]

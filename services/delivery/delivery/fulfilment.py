@@ -4,6 +4,7 @@ All that it knows stands in the database, so it goes on where it was after any s
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -25,10 +26,10 @@ async def work(fleet: Fleet, store: Store, clock: Callable[[], datetime], tracin
             driven = await store.drive(fleet, clock())
             changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
             for spell in driven.spells:
-                tracing.record(spell.name, spell.traceparent, spell.start, spell.end, {})
-            wait = None if driven.next_arrival is None else (driven.next_arrival - clock()).total_seconds()
+                tracing.record(spell.name, spell.traceparent, spell.start, spell.end)
+            until_arrival = math.inf if driven.next_arrival is None else (driven.next_arrival - clock()).total_seconds()
             with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(min(until_arrival, store.look_again)):
                     await changed.wait()
         except Exception:  # delivery goes on whatever happened; the next round sees the same parcels
             _log.exception("driving failed; trying again", seconds=_PAUSE_AFTER_ERROR)

@@ -1,29 +1,30 @@
 """Delivery at work, on a clock that the test holds."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from delivery.domain import Address, DeliveryIdTaken, DeliveryState, Fleet, NotCancellable
-from delivery.store import Store, open_store
+from delivery.store import Store, changes, open_store
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.exc import IntegrityError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TRIP = timedelta(seconds=600)
 FLEET = Fleet(couriers=2, trip_seconds=600)
 HOME = Address("1 Main St", "Springfield", "")
+ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+SHORTLY = 0.3  # seconds, in which a feed would tell what it has to tell
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/delivery.db"
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
-    async with open_store(url) as store:
+async def store(database_url: str) -> AsyncIterator[Store]:
+    async with open_store(database_url) as store:
         yield store
 
 
@@ -46,12 +47,12 @@ async def test_a_delivery_waits_for_a_free_courier(store: Store) -> None:
     assert await states(store, *parcels) == ["DELIVERED"] * 3
 
 
-async def test_a_trip_survives_a_restart(url: str) -> None:
+async def test_a_trip_survives_a_restart(database_url: str) -> None:
     """A courier who was on the road when delivery stopped arrives at the time that was set."""
-    async with open_store(url) as store:
+    async with open_store(database_url) as store:
         parcel = await schedule(store)
         arrival = (await store.drive(FLEET, NOW)).next_arrival
-    async with open_store(url) as store:
+    async with open_store(database_url) as store:
         assert arrival is not None
         assert (await store.drive(FLEET, NOW + TRIP / 2)).next_arrival == arrival
         await store.drive(FLEET, arrival)
@@ -101,3 +102,88 @@ async def test_an_id_names_one_content(store: Store) -> None:
     with pytest.raises(DeliveryIdTaken):
         await store.schedule(FLEET.delivery(parcel, Address("2 Main St", "Springfield", ""), NOW))
     assert (await store.get(parcel)).address == HOME
+
+
+@ON_POSTGRES
+async def test_replicas_drive_as_one(store: Store, database_url: str) -> None:
+    """Two replicas that drive at once send no more couriers than there are, and tell each change once."""
+    async with open_store(database_url) as other:
+        parcels = [await schedule(store) for _ in range(5)]
+        for trip in range(4):
+            now = NOW + trip * TRIP
+            await asyncio.gather(store.drive(FLEET, now), other.drive(FLEET, now), store.drive(FLEET, now))
+            assert (await states(other, *parcels)).count("IN_TRANSIT") <= FLEET.couriers
+    assert await states(store, *parcels) == ["DELIVERED"] * 5
+    async with aclosing(store.follow(0)) as feed:
+        told = [(await anext(feed)).delivery for _ in range(15)]
+    assert len({(delivery.delivery_id, delivery.state) for delivery in told}) == 15
+
+
+@ON_POSTGRES
+async def test_one_of_many_replicas_takes_an_id(store: Store, database_url: str) -> None:
+    """Of two addresses scheduled with one id at once, by both replicas, one is stored and the other refused."""
+    delivery_id = str(uuid4())
+    async with open_store(database_url) as other:
+        schedules = [
+            replica.schedule(FLEET.delivery(delivery_id, address, NOW))
+            for replica in (store, other)
+            for address in (HOME, Address("2 Main St", "Springfield", "")) * 2
+        ]
+        answers = await asyncio.gather(*schedules, return_exceptions=True)
+    stored = await store.get(delivery_id)
+    assert [answer for answer in answers if not isinstance(answer, DeliveryIdTaken)] == [stored] * 4
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_a_reader_skips_no_change_that_commits_late(store: Store, database_url: str, end: str) -> None:
+    """While an earlier number's transaction is open, the feed waits for it; then it goes on, with it or without."""
+    first = await schedule(store)
+    late = changes.insert().values(delivery_id=first, state=DeliveryState.IN_TRANSIT, update_time=NOW)
+    engine = create_engine(database_url, poolclass=NullPool)
+    with engine.connect() as connection:
+        number = connection.scalar(late.returning(changes.c.sequence))
+        second = await schedule(store)  # has a later number, and is committed before
+        async with aclosing(store.follow(0)) as feed:
+            assert (await anext(feed)).delivery.delivery_id == first
+            change = asyncio.ensure_future(anext(feed))
+            await asyncio.wait({change}, timeout=SHORTLY)
+            assert not change.done()
+            third = await schedule(store)
+            getattr(connection, end)()
+            told = [await change, await anext(feed)]
+            if end == "commit":
+                assert told[0].sequence == number
+                assert told[0].delivery.state is DeliveryState.IN_TRANSIT
+                told = [told[1], await anext(feed)]
+            assert [change.delivery.delivery_id for change in told] == [second, third]
+
+
+@ON_POSTGRES
+async def test_a_feed_tells_what_other_replicas_store(store: Store, database_url: str) -> None:
+    """A reader at one replica, waiting at the feed's end, is told what another stores."""
+    await schedule(store)
+    async with aclosing(store.follow(0)) as feed, open_store(database_url) as other:
+        await anext(feed)
+        waiting = asyncio.ensure_future(anext(feed))
+        parcel = await schedule(other)
+        assert (await waiting).delivery.delivery_id == parcel
+
+
+async def test_deliveries_share_a_commit_and_fail_alone(store: Store) -> None:
+    """Of deliveries scheduled at once, one that the database refuses is refused alone; the others are stored."""
+    bad: Any = None
+    parcels = [FLEET.delivery(str(uuid4()), HOME, NOW) for _ in range(20)]
+    parcels[7] = replace(parcels[7], traceparent=bad)
+    answers = await asyncio.gather(*map(store.schedule, parcels), return_exceptions=True)
+    assert isinstance(answers[7], IntegrityError)
+    del answers[7], parcels[7]
+    assert answers == parcels
+    assert [await store.get(parcel.delivery_id) for parcel in parcels] == parcels
+
+
+async def test_an_address_is_stored_as_it_is(store: Store) -> None:
+    """Whatever a string of Protobuf can hold, NUL included."""
+    address = Address("\0", "a\0b", "\x1a0")
+    parcel = await store.schedule(FLEET.delivery(str(uuid4()), address, NOW))
+    assert await store.get(parcel.delivery_id) == parcel

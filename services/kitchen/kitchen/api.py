@@ -7,11 +7,12 @@ from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from grpcmesh import STORE_UNAVAILABLE, Tracing, reason
+from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
 from pizza.kitchen.v1 import kitchen_service_pb2 as pb
 from pizza.kitchen.v1 import kitchen_service_pb2_grpc as pb_grpc
 
+from kitchen.database import StoreOverloaded, StoreUnavailable
 from kitchen.domain import (
     BadResumeToken,
     Item,
@@ -22,7 +23,7 @@ from kitchen.domain import (
     TicketIdTaken,
     TicketNotFound,
 )
-from kitchen.store import Store, StoreUnavailable
+from kitchen.store import Store
 
 REFUSALS = {
     TicketNotFound: reason(pb.ErrorReason, pb.ERROR_REASON_TICKET_NOT_FOUND),
@@ -31,6 +32,7 @@ REFUSALS = {
     NotCancellable: reason(pb.ErrorReason, pb.ERROR_REASON_NOT_CANCELLABLE),
     BadResumeToken: reason(pb.ErrorReason, pb.ERROR_REASON_BAD_RESUME_TOKEN),
     StoreUnavailable: STORE_UNAVAILABLE,
+    StoreOverloaded: OVERLOADED,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]

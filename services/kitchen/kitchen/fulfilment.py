@@ -4,6 +4,7 @@ All that it knows stands in the database, so it goes on where it was after any s
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -28,9 +29,9 @@ async def work(kitchen: Kitchen, store: Store, clock: Callable[[], datetime], tr
                 tracing.record(
                     spell.name, spell.traceparent, spell.start, spell.end, {"kitchen.station": spell.station}
                 )
-            wait = None if cooked.next_done is None else (cooked.next_done - clock()).total_seconds()
+            until_done = math.inf if cooked.next_done is None else (cooked.next_done - clock()).total_seconds()
             with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(min(until_done, store.look_again)):
                     await changed.wait()
         except Exception:  # the kitchen stays open whatever happened; the next round sees the same board
             _log.exception("cooking failed; trying again", seconds=_PAUSE_AFTER_ERROR)

@@ -1,27 +1,22 @@
 """The kitchen's database: tickets, the portions still to be made, and the feed of changes.
 
-Each transaction runs whole in a thread of its own: one trip from the event loop and back, and a caller that goes away
-in the middle cannot break a transaction off. It costs 0.6 ms of CPU where SQLAlchemy's async engine took 1.6 ms.
-Writes go through one place (`_write`), reads beside them.
+Several replicas may share it. Where one cannot hear of what another has stored, it looks: `look_again`.
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.util.exc import CommandError
-from grpcmesh import StartError
+from sqlalchemy.dialects import postgresql, sqlite
 
+from kitchen.database import Database, lock, one_by_one, open_database
 from kitchen.domain import (
     Item,
     Kitchen,
@@ -35,12 +30,12 @@ from kitchen.domain import (
     TicketState,
 )
 
-T = TypeVar("T")
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _FEED_PAGE = 256
-_READERS = 4
+_FEED_POLL = 0.2  # seconds
+_GAP_POLL = 0.02  # seconds; a transaction that is about to end is waited for
+_BOARD = 2  # advisory lock: whoever moves portions sees the whole board, so that stations are filled right
 
 
 class Instant(sa.TypeDecorator[datetime]):
@@ -80,8 +75,20 @@ portions = sa.Table(
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("station", sa.String(64), nullable=False),
     sa.Column("since", Instant, nullable=False),
-    sa.Column("done_at", Instant, index=True),  # null while it waits for its station
-    sa.Index("portions_queue", "station", "done_at", "portion_id"),
+    sa.Column("done_at", Instant),  # null while it waits for its station
+    sa.Index(
+        "portions_done",
+        "done_at",
+        sqlite_where=sa.text("done_at IS NOT NULL"),
+        postgresql_where=sa.text("done_at IS NOT NULL"),
+    ),
+    sa.Index(
+        "portions_waiting",
+        "station",
+        "portion_id",
+        sqlite_where=sa.text("done_at IS NULL"),
+        postgresql_where=sa.text("done_at IS NULL"),
+    ),
 )
 changes = sa.Table(
     "ticket_changes",
@@ -99,16 +106,22 @@ secret = sa.Table("secret", metadata, sa.Column("key", sa.String(64), primary_ke
 _ID: sa.BindParameter[Any] = sa.bindparam("id")
 _NOW = sa.bindparam("now", type_=Instant)
 _FIND = sa.select(tickets).where(tickets.c.ticket_id == _ID)
-_INSERT = tickets.insert()
+_FIND_ALL = sa.select(tickets).where(tickets.c.ticket_id.in_(sa.bindparam("ids", expanding=True)))
+_INSERT = {
+    "sqlite": sqlite.insert(tickets).on_conflict_do_nothing().returning(tickets.c.ticket_id),
+    "postgresql": postgresql.insert(tickets).on_conflict_do_nothing().returning(tickets.c.ticket_id),
+}
 _UPDATE = tickets.update().where(tickets.c.ticket_id == _ID)
-_PORTION_DONE = _UPDATE.values(portions_left=tickets.c.portions_left - 1).returning(tickets.c.portions_left)
+_PORTIONS_DONE = _UPDATE.values(portions_left=tickets.c.portions_left - sa.bindparam("done")).returning(
+    tickets.c.portions_left
+)
 _ADD_PORTIONS = portions.insert()
 _REMOVE_PORTIONS = portions.delete().where(portions.c.ticket_id == _ID)
 _MOVE_PORTION = portions.update().where(portions.c.portion_id == _ID)
 _REMOVE_PORTION = portions.delete().where(portions.c.portion_id == _ID)
 _PORTIONS = sa.select(portions, tickets.c.traceparent).join(tickets)
 _DONE = _PORTIONS.where(portions.c.done_at <= _NOW)
-_NEXT_DONE = sa.select(sa.func.min(portions.c.done_at))
+_NEXT_DONE = sa.select(sa.func.min(portions.c.done_at)).where(portions.c.done_at.is_not(None))
 _BUSY = (
     sa.select(portions.c.station, sa.func.count().label("portions"))
     .where(portions.c.done_at.is_not(None))
@@ -123,17 +136,17 @@ _QUEUES = (
     sa.select(portions.c.station, sa.func.count()).where(portions.c.done_at.is_(None)).group_by(portions.c.station)
 )
 _RECORD = changes.insert()
-_CHANGES_AFTER = (
-    sa.select(changes.c.sequence, tickets, changes.c.state.label("then"), changes.c.update_time.label("then_at"))
+_THEN = (changes.c.state.label("then"), changes.c.update_time.label("then_at"))
+_OLDEST_OPEN = {"sqlite": "0", "postgresql": "pg_snapshot_xmin(pg_current_snapshot())::text"}
+_CHANGES_AFTER = {
+    dialect: sa.select(changes.c.sequence, tickets, *_THEN, sa.literal_column(oldest_open).label("oldest_open"))
     .join(tickets)
     .where(changes.c.sequence > sa.bindparam("after"))
     .order_by(changes.c.sequence)
     .limit(_FEED_PAGE)
-)
-
-
-class StoreUnavailable(Exception):
-    """The database does not answer, and nothing was stored."""
+    for dialect, oldest_open in _OLDEST_OPEN.items()
+}
+_BARRIER = sa.text("SELECT pg_current_xact_id()::text")
 
 
 @dataclass(frozen=True)
@@ -144,70 +157,65 @@ class Change:
     ticket: Ticket
 
 
+@dataclass(frozen=True)
+class _Gap:
+    """Numbers that the feed lacks: of transactions that are still open, or that were taken back."""
+
+    up_to: int
+    """The highest number that was seen beyond."""
+    barrier: int
+    """Once each transaction before this one has ended, they will never come."""
+
+
+@dataclass(frozen=True)
+class _New:
+    kitchen: Kitchen
+    ticket: Ticket
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    ticket_id: str
+    now: datetime
+
+
+@dataclass(frozen=True)
+class _Cook:
+    kitchen: Kitchen
+    now: datetime
+
+
 class Store:
-    def __init__(self, engine: sa.Engine, key: str) -> None:
+    def __init__(self, database: Database, key: str) -> None:
         self.key = key
         """Signs this database's tokens."""
-        self._engine = engine
-        self._writer = ThreadPoolExecutor(1, "kitchen-writer")
-        self._readers = ThreadPoolExecutor(_READERS, "kitchen-reader")
         self.changed = asyncio.Event()
-        """Set at the next commit, and then replaced."""
+        """Set at the next commit here, and then replaced."""
+        self.look_again = 1.0 if database.shared else 10.0
+        """Seconds after which to look for what was stored unheard of: by other replicas, or for callers that left."""
+        self._database = database
 
     async def submit(self, kitchen: Kitchen, ticket: Ticket) -> Ticket:
         """Stores a new ticket with its portions; an existing one is answered, or refused with TicketIdTaken."""
-
-        def work(connection: sa.Connection) -> Ticket:
-            existing = _find(connection, ticket.ticket_id)
-            if existing is not None:
-                if existing.items != ticket.items:
-                    raise TicketIdTaken(ticket.ticket_id)
-                return existing
-            plans = kitchen.plans(ticket.items)
-            values = {
-                "ticket_id": ticket.ticket_id,
-                "items": [asdict(item) for item in ticket.items],
-                "state": ticket.state,
-                "portions_left": len(plans),
-                "create_time": ticket.create_time,
-                "update_time": ticket.update_time,
-                "traceparent": ticket.traceparent,
-            }
-            connection.execute(_INSERT, values)
-            connection.execute(_ADD_PORTIONS, [_new_portion(ticket, plan) for plan in plans])
-            _record(connection, ticket)
-            return ticket
-
-        return await self._write(work)
+        submitted = await self._database.write(_submit, _New(kitchen, ticket))
+        self._announce()
+        return submitted
 
     async def get(self, ticket_id: str) -> Ticket:
         """Raises TicketNotFound."""
-        return await self._read(lambda connection: _get(connection, ticket_id))
+        return await self._database.read(lambda connection: _get(connection, ticket_id))
 
     async def cancel(self, ticket_id: str, now: datetime) -> Ticket:
         """Cancels a ticket and takes its portions off the stations; raises TicketNotFound, NotCancellable."""
-
-        def work(connection: sa.Connection) -> Ticket:
-            ticket = _get(connection, ticket_id)
-            cancelled = ticket.cancelled(now)
-            if cancelled != ticket:
-                connection.execute(_REMOVE_PORTIONS, {"id": ticket_id})
-                _save(connection, cancelled)
-            return cancelled
-
-        return await self._write(work)
+        cancelled = await self._database.write(_cancel, _Cancel(ticket_id, now))
+        self._announce()
+        return cancelled
 
     async def cook(self, kitchen: Kitchen, now: datetime) -> Round:
         """Moves on what is done by now, and fills the stations."""
-
-        def work(connection: sa.Connection) -> Round:
-            spells = list(_finish(connection, now))
-            busy = {row.station: row.portions for row in connection.execute(_BUSY)}
-            for station, capacity in kitchen.stations.items():
-                spells += _fill(connection, kitchen, station, capacity - busy.get(station, 0), now)
-            return Round(connection.scalar(_NEXT_DONE), spells)
-
-        return await self._write(work)
+        cooked = await self._database.write(_cook, _Cook(kitchen, now), limit=None)
+        self._announce()
+        return cooked
 
     async def stations_in_use(self) -> set[str]:
         """The stations that unfinished portions still need."""
@@ -216,166 +224,226 @@ class Store:
             rows = connection.execute(sa.select(portions.c.steps, portions.c.position))
             return {step["station"] for steps, position in rows for step in steps[position:]}
 
-        return await self._read(work)
+        return await self._database.read(work, limit=None)
 
     async def follow(self, sequence: int) -> AsyncGenerator[Change, None]:
-        """The feed after `sequence`, oldest first, without an end."""
+        """The feed after `sequence`, oldest first, without an end.
+
+        Postgres hands out numbers before their transactions commit, in whatever order that may be: one that is missing
+        is waited for while it may still come, so that no change is ever skipped.
+        """
+        gap: _Gap | None = None
         while True:
             changed = self.changed
-            after = {"after": sequence}
-            rows = await self._read(partial(_all, query=_CHANGES_AFTER, values=after))
-            for row in rows:
-                then = replace(_ticket(row), state=TicketState(row.then), update_time=row.then_at)
-                yield Change(row.sequence, then)
-                sequence = row.sequence
-            if not rows:
-                await changed.wait()
+            changes, oldest_open = await self._database.read(partial(_changes_after, sequence=sequence))
+            for change in changes:
+                missing = self._database.shared and change.sequence != sequence + 1
+                if missing and (gap is None or change.sequence > gap.up_to):
+                    gap = _Gap(changes[-1].sequence, await self._database.read(_barrier))
+                    break
+                if missing and gap is not None and oldest_open < gap.barrier:
+                    await self._changed(changed, _GAP_POLL)
+                    break
+                yield change
+                sequence = change.sequence
+            if not changes:
+                await self._changed(changed, _FEED_POLL if self._database.shared else self.look_again)
 
     def waiting(self) -> dict[str, int]:
         """How many portions wait for each station. For threads other than the event loop's."""
-        return _transact(self._engine, lambda connection: {row[0]: row[1] for row in connection.execute(_QUEUES)})
+        return self._database.read_here(lambda connection: {row[0]: row[1] for row in connection.execute(_QUEUES)})
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer."""
-        await self._read(lambda connection: connection.execute(sa.select(1)))
+        await self._database.ping()
 
-    async def _read(self, work: Callable[[sa.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, _transact, self._engine, work)
-
-    async def _write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Runs `work` in a transaction and answers once it is durable. The one way to the database for writes."""
-        engine = self._engine.execution_options(write=True)
-        result = await asyncio.get_running_loop().run_in_executor(self._writer, _transact, engine, work)
+    def _announce(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
-        return result
 
-    def close(self) -> None:
-        self._writer.shutdown()
-        self._readers.shutdown()
-        self._engine.dispose()
+    async def _changed(self, changed: asyncio.Event, limit: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await changed.wait()
 
 
 @asynccontextmanager
 async def open_store(url: str) -> AsyncIterator[Store]:
     """The store at a SQLAlchemy URL, its schema brought up to date. Raises StartError in one line."""
-    engine = await asyncio.to_thread(_prepare, url)
-    store = Store(engine, await asyncio.to_thread(_secret, engine))
-    try:
-        yield store
-    finally:
-        await asyncio.to_thread(store.close)
+    async with open_database(url, _WRITES, _secret) as (database, key):
+        yield Store(database, key)
 
 
-def _transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
-    try:
-        with engine.begin() as connection:
-            return work(connection)
-    except sa.exc.OperationalError as error:
-        raise StoreUnavailable("the database does not answer") from error
+def _secret(connection: sa.Connection) -> str:
+    key = connection.scalar(sa.select(secret.c.key))
+    if key is None:
+        key = secrets.token_hex(32)
+        connection.execute(secret.insert().values(key=key))
+    return str(key)
 
 
-def _prepare(url: str) -> sa.Engine:
-    try:
-        engine = sa.create_engine(url)
-        if engine.dialect.name == "sqlite":
-            _prepare_sqlite(engine)
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with engine.connect() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    except (OSError, sa.exc.SQLAlchemyError) as error:
-        raise StartError(f"cannot use the database {url}: {getattr(error, 'orig', None) or error}") from error
-    except CommandError as error:  # its schema is none that this version knows
-        raise StartError(f"the database {url} is of another version: {error}") from error
-    return engine
+# What writes.
 
 
-def _prepare_sqlite(engine: sa.Engine) -> None:
-    if engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-
-    @sa.event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # transactions begin where SQLAlchemy says, below
-        # WAL lets readers read beside the writer; FULL syncs each commit: acknowledged means on the disk.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @sa.event.listens_for(engine, "begin")
-    def on_begin(connection: sa.Connection) -> None:
-        # A writer that first reads must hold the lock from the start, or another's write would make it fail later.
-        write = connection.get_execution_options().get("write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+def _submit(connection: sa.Connection, new: Sequence[_New]) -> list[Ticket | Exception]:
+    first = {one.ticket.ticket_id: one for one in reversed(new)}  # of those that want the same id
+    stored = _find_all(connection, first)  # before anything is planned: their recipes may be gone
+    missing = [first[ticket_id] for ticket_id in sorted(first.keys() - stored.keys())]
+    stored |= _add(connection, missing)
+    stored |= _find_all(connection, first.keys() - stored.keys())  # another replica was faster
+    return [
+        stored[one.ticket.ticket_id]
+        if stored[one.ticket.ticket_id].items == one.ticket.items
+        else TicketIdTaken(one.ticket.ticket_id)
+        for one in new
+    ]
 
 
-def _secret(engine: sa.Engine) -> str:
-    with engine.execution_options(write=True).begin() as connection:
-        key = connection.scalar(sa.select(secret.c.key))
-        if key is None:
-            key = secrets.token_hex(32)
-            connection.execute(secret.insert().values(key=key))
-        return str(key)
+def _add(connection: sa.Connection, new: Sequence[_New]) -> dict[str, Ticket]:
+    """Stores tickets with their portions; those whose id another replica has taken meanwhile are left out."""
+    if not new:
+        return {}
+    plans = {one.ticket.ticket_id: one.kitchen.plans(one.ticket.items) for one in new}
+    values = [_values(one.ticket, len(plans[one.ticket.ticket_id])) for one in new]
+    inserted = set(connection.scalars(_INSERT[connection.dialect.name], values))
+    added = {one.ticket.ticket_id: one.ticket for one in new if one.ticket.ticket_id in inserted}
+    if added:
+        portions_of = [_new_portion(ticket, plan) for ticket in added.values() for plan in plans[ticket.ticket_id]]
+        connection.execute(_ADD_PORTIONS, portions_of)
+        _record(connection, [*added.values()])
+    return added
 
 
-def _finish(connection: sa.Connection, now: datetime) -> Iterator[Spell]:
+def _cancel_one(connection: sa.Connection, cancel: _Cancel) -> Ticket:
+    lock(connection, _BOARD)
+    ticket = _get(connection, cancel.ticket_id)
+    cancelled = ticket.cancelled(cancel.now)
+    if cancelled != ticket:
+        connection.execute(_REMOVE_PORTIONS, {"id": ticket.ticket_id})
+        _save(connection, [cancelled])
+    return cancelled
+
+
+def _cook_once(connection: sa.Connection, cook: _Cook) -> Round:
+    lock(connection, _BOARD)
+    spells = _finish(connection, cook.now)
+    busy = {row.station: row.portions for row in connection.execute(_BUSY)}
+    for station, capacity in cook.kitchen.stations.items():
+        spells += _fill(connection, cook.kitchen, station, capacity - busy.get(station, 0), cook.now)
+    return Round(connection.scalar(_NEXT_DONE), spells)
+
+
+_cancel = one_by_one(_cancel_one)
+_cook = one_by_one(_cook_once)
+_WRITES = (_submit, _cancel, _cook)
+
+
+def _finish(connection: sa.Connection, now: datetime) -> list[Spell]:
     """Moves every portion whose step is done to its next station, or off the board, and finishes tickets."""
-    for row in connection.execute(_DONE, {"now": now}).all():
+    spells, moved, removed = [], [], []
+    done: Counter[str] = Counter()
+    for row in connection.execute(_DONE, {"now": now}):
         portion = _portion(row)
-        yield Spell(portion.step.name, portion.step.station, portion.since, row.done_at, portion.traceparent)
+        spells.append(Spell(portion.step.name, portion.step.station, portion.since, row.done_at, portion.traceparent))
         advanced = portion.advanced(now)
-        if advanced is not None:
-            step = {"position": advanced.position, "station": advanced.step.station}
-            values = step | {"since": advanced.since, "done_at": None}
-            connection.execute(_MOVE_PORTION, {"id": portion.portion_id} | values)
-            continue
-        connection.execute(_REMOVE_PORTION, {"id": portion.portion_id})
-        if connection.scalar(_PORTION_DONE, {"id": portion.ticket_id}) == 0:
-            _save(connection, _get(connection, portion.ticket_id).finished(now))
+        if advanced is None:
+            removed.append({"id": portion.portion_id})
+            done[portion.ticket_id] += 1
+        else:
+            place = {"position": advanced.position, "station": advanced.step.station}
+            moved.append(place | {"id": portion.portion_id, "since": advanced.since, "done_at": None})
+    if moved:
+        connection.execute(_MOVE_PORTION, moved)
+    if removed:
+        connection.execute(_REMOVE_PORTION, removed)
+    finished = [
+        ticket_id
+        for ticket_id, portions_done in done.items()
+        if connection.scalar(_PORTIONS_DONE, {"id": ticket_id, "done": portions_done}) == 0
+    ]
+    _save(connection, [ticket.finished(now) for ticket in _find_all(connection, finished).values()])
+    return spells
 
 
-def _fill(connection: sa.Connection, kitchen: Kitchen, station: str, room: int, now: datetime) -> Iterator[Spell]:
+def _fill(connection: sa.Connection, kitchen: Kitchen, station: str, room: int, now: datetime) -> list[Spell]:
     """Begins the step of the portions that have waited longest, as many as the station has room for."""
     if room <= 0:
-        return
-    waiting = connection.execute(_WAITING, {"at": station, "limit": room}).all()
-    for portion in map(_portion, waiting):
-        if portion.since < now:
-            yield Spell(f"wait for {station}", station, portion.since, now, portion.traceparent)
-        done_at = kitchen.done_at(portion.step, now)
-        connection.execute(_MOVE_PORTION, {"id": portion.portion_id, "since": now, "done_at": done_at})
-        ticket = _get(connection, portion.ticket_id)
-        if ticket.begun(now) != ticket:
-            _save(connection, ticket.begun(now))
+        return []
+    waiting = [_portion(row) for row in connection.execute(_WAITING, {"at": station, "limit": room})]
+    begun = [
+        {"id": portion.portion_id, "since": now, "done_at": kitchen.done_at(portion.step, now)} for portion in waiting
+    ]
+    if begun:
+        connection.execute(_MOVE_PORTION, begun)
+    theirs = _find_all(connection, {portion.ticket_id: None for portion in waiting})
+    _save(connection, [ticket.begun(now) for ticket in theirs.values() if ticket.begun(now) != ticket])
+    return [
+        Spell(f"wait for {station}", station, portion.since, now, portion.traceparent)
+        for portion in waiting
+        if portion.since < now
+    ]
 
 
-def _all(connection: sa.Connection, query: sa.Select[Any], values: dict[str, Any]) -> Sequence["sa.Row[Any]"]:
-    return connection.execute(query, values).all()
+def _save(connection: sa.Connection, moved: Sequence[Ticket]) -> None:
+    """Stores tickets' new states, and the changes with them."""
+    if moved:
+        values = [
+            {"id": ticket.ticket_id, "state": ticket.state, "update_time": ticket.update_time} for ticket in moved
+        ]
+        connection.execute(_UPDATE, values)
+        _record(connection, moved)
 
 
-def _find(connection: sa.Connection, ticket_id: str) -> Ticket | None:
-    row = connection.execute(_FIND, {"id": ticket_id}).one_or_none()
-    return None if row is None else _ticket(row)
+def _record(connection: sa.Connection, moved: Sequence[Ticket]) -> None:
+    fields = ("ticket_id", "state", "update_time")
+    connection.execute(_RECORD, [{field: getattr(ticket, field) for field in fields} for ticket in moved])
+
+
+# What reads.
 
 
 def _get(connection: sa.Connection, ticket_id: str) -> Ticket:
-    ticket = _find(connection, ticket_id)
-    if ticket is None:
+    row = connection.execute(_FIND, {"id": ticket_id}).one_or_none()
+    if row is None:
         raise TicketNotFound(ticket_id)
-    return ticket
+    return _ticket(row)
 
 
-def _save(connection: sa.Connection, ticket: Ticket) -> None:
-    """Stores a ticket's new state, and the change with it."""
-    values = {"id": ticket.ticket_id, "state": ticket.state, "update_time": ticket.update_time}
-    connection.execute(_UPDATE, values)
-    _record(connection, ticket)
+def _find_all(connection: sa.Connection, ticket_ids: Iterable[str]) -> dict[str, Ticket]:
+    """Tickets by their ids, in the order in which those are given."""
+    ids = list(ticket_ids)
+    if not ids:
+        return {}
+    found = {row.ticket_id: _ticket(row) for row in connection.execute(_FIND_ALL, {"ids": ids})}
+    return {ticket_id: found[ticket_id] for ticket_id in ids if ticket_id in found}
 
 
-def _record(connection: sa.Connection, ticket: Ticket) -> None:
-    values = {"ticket_id": ticket.ticket_id, "state": ticket.state, "update_time": ticket.update_time}
-    connection.execute(_RECORD, values)
+def _changes_after(connection: sa.Connection, sequence: int) -> tuple[list[Change], int]:
+    """A page of the feed, and the oldest transaction that was open when it was read."""
+    query = _CHANGES_AFTER[connection.dialect.name]
+    rows = connection.execute(query, {"after": sequence}).all()
+    changes = [
+        Change(row.sequence, replace(_ticket(row), state=TicketState(row.then), update_time=row.then_at))
+        for row in rows
+    ]
+    return changes, int(rows[0].oldest_open) if rows else 0
+
+
+def _barrier(connection: sa.Connection) -> int:
+    """The number of a new transaction: every one that is open now has a smaller one."""
+    return int(connection.execute(_BARRIER).scalar_one())
+
+
+def _values(ticket: Ticket, portions_left: int) -> dict[str, Any]:
+    return {
+        "ticket_id": ticket.ticket_id,
+        "items": [asdict(item) for item in ticket.items],
+        "state": ticket.state,
+        "portions_left": portions_left,
+        "create_time": ticket.create_time,
+        "update_time": ticket.update_time,
+        "traceparent": ticket.traceparent,
+    }
 
 
 def _ticket(row: "sa.Row[Any]") -> Ticket:

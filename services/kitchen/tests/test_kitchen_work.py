@@ -1,16 +1,19 @@
 """The kitchen at work, on a clock that the test holds."""
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from kitchen.domain import Item, Kitchen, NotCancellable, Step, TicketIdTaken, TicketState
-from kitchen.store import Store, open_store, portions
-from sqlalchemy import create_engine, select
+from kitchen.store import Store, changes, open_store, portions
+from sqlalchemy import NullPool, create_engine, select
+from sqlalchemy.exc import IntegrityError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KITCHEN = Kitchen(
@@ -20,16 +23,13 @@ KITCHEN = Kitchen(
         "salad": (Step("toss", "counter", 30),),
     },
 )
+ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+SHORTLY = 0.3  # seconds, in which a feed would tell what it has to tell
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/kitchen.db"
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
-    async with open_store(url) as store:
+async def store(database_url: str) -> AsyncIterator[Store]:
+    async with open_store(database_url) as store:
         yield store
 
 
@@ -41,21 +41,21 @@ async def submit(store: Store, **quantities: int) -> str:
 def busy(url: str) -> Counter[str]:
     """How many portions are at work at each station."""
     query = select(portions.c.station).where(portions.c.done_at.is_not(None))
-    with create_engine(url).connect() as connection:
+    with create_engine(url, poolclass=NullPool).connect() as connection:
         return Counter(connection.scalars(query))
 
 
-async def test_two_ovens_bake_two_at_a_time(store: Store, url: str) -> None:
+async def test_two_ovens_bake_two_at_a_time(store: Store, database_url: str) -> None:
     """Of five portions two are in the ovens, the others wait, and the ticket is ready after the third round."""
     ticket_id = await submit(store, pizza=5)
     assert (await store.cook(KITCHEN, NOW)).next_done == NOW + timedelta(seconds=60)
-    assert busy(url) == {"counter": 5}
+    assert busy(database_url) == {"counter": 5}
     done = NOW + timedelta(seconds=60)
     for _round in range(3):
         assert (await store.get(ticket_id)).state is TicketState.COOKING
         done = (await store.cook(KITCHEN, done)).next_done or done
-        assert busy(url)["oven"] in (1, 2)
-    assert busy(url)["oven"] == 1
+        assert busy(database_url)["oven"] in (1, 2)
+    assert busy(database_url)["oven"] == 1
     assert (await store.cook(KITCHEN, done)).next_done is None
     ticket = await store.get(ticket_id)
     assert (ticket.state, ticket.update_time) == (TicketState.READY, NOW + timedelta(seconds=60 + 3 * 300))
@@ -69,13 +69,13 @@ async def test_first_come_first_served(store: Store) -> None:
     assert (await store.get(second)).state is TicketState.QUEUED
 
 
-async def test_progress_survives_a_restart(url: str) -> None:
+async def test_progress_survives_a_restart(database_url: str) -> None:
     """What was in the oven when the kitchen stopped is taken out when it is done, not begun again."""
-    async with open_store(url) as store:
+    async with open_store(database_url) as store:
         ticket_id = await submit(store, pizza=1)
         await store.cook(KITCHEN, NOW)
         done = (await store.cook(KITCHEN, NOW + timedelta(seconds=60))).next_done
-    async with open_store(url) as store:
+    async with open_store(database_url) as store:
         assert done == NOW + timedelta(seconds=360)
         assert (await store.cook(KITCHEN, NOW + timedelta(seconds=100))).next_done == done
         await store.cook(KITCHEN, done)
@@ -92,13 +92,13 @@ async def test_a_changed_recipe_is_for_new_tickets(store: Store) -> None:
     assert (await store.get(ticket_id)).state is TicketState.READY
 
 
-async def test_cancelling_frees_the_stations(store: Store, url: str) -> None:
+async def test_cancelling_frees_the_stations(store: Store, database_url: str) -> None:
     """A cancelled ticket's portions leave their stations to those who wait."""
     first, second = await submit(store, salad=5), await submit(store, salad=2)
     await store.cook(KITCHEN, NOW)
     assert (await store.cancel(first, NOW)).state is TicketState.CANCELLED
     await store.cook(KITCHEN, NOW)
-    assert busy(url) == {"counter": 2}
+    assert busy(database_url) == {"counter": 2}
     assert (await store.get(second)).state is TicketState.COOKING
 
 
@@ -135,3 +135,88 @@ async def test_an_id_names_one_content(store: Store) -> None:
     with pytest.raises(TicketIdTaken):
         await store.submit(KITCHEN, KITCHEN.ticket(ticket_id, (Item("pizza", 1),), NOW))
     assert (await store.get(ticket_id)).items == (Item("salad", 1),)
+
+
+@ON_POSTGRES
+async def test_replicas_cook_as_one(store: Store, database_url: str) -> None:
+    """Two replicas that cook and cancel at once fill each station as one does, and tell each change once."""
+    async with open_store(database_url) as other:
+        ids = [await submit(store, pizza=3) for _ in range(4)]
+        for minute in range(20):
+            now = NOW + timedelta(seconds=60 * minute)
+            await asyncio.gather(store.cook(KITCHEN, now), other.cook(KITCHEN, now), store.cook(KITCHEN, now))
+            assert busy(database_url)["oven"] <= 2
+            assert busy(database_url)["counter"] <= 5
+            if minute == 1:
+                assert (await other.cancel(ids[3], now)) == (await store.cancel(ids[3], now))
+        states = [(await other.get(ticket_id)).state for ticket_id in ids]
+    assert states[3] is TicketState.CANCELLED
+    async with aclosing(store.follow(0)) as feed:
+        told = [(await anext(feed)).ticket for _ in range(4 + 4 + states.count(TicketState.READY) + 1)]
+    seen = Counter((ticket.ticket_id, ticket.state) for ticket in told)
+    assert set(seen.values()) == {1}
+
+
+@ON_POSTGRES
+async def test_one_of_many_replicas_takes_an_id(store: Store, database_url: str) -> None:
+    """Of two contents submitted with one id at once, by both replicas, one is stored and the other refused."""
+    ticket_id = str(uuid4())
+    contents = [(Item("salad", 1),), (Item("pizza", 1),)]
+    async with open_store(database_url) as other:
+        submissions = [
+            replica.submit(KITCHEN, KITCHEN.ticket(ticket_id, items, NOW))
+            for replica in (store, other)
+            for items in contents * 2
+        ]
+        answers = await asyncio.gather(*submissions, return_exceptions=True)
+    stored = await store.get(ticket_id)
+    assert [answer for answer in answers if not isinstance(answer, TicketIdTaken)] == [stored] * 4
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_a_reader_skips_no_change_that_commits_late(store: Store, database_url: str, end: str) -> None:
+    """While an earlier number's transaction is open, the feed waits for it; then it goes on, with it or without."""
+    first = await submit(store, salad=1)
+    late = changes.insert().values(ticket_id=first, state=TicketState.COOKING, update_time=NOW)
+    engine = create_engine(database_url, poolclass=NullPool)
+    with engine.connect() as connection:
+        number = connection.scalar(late.returning(changes.c.sequence))
+        second = await submit(store, salad=1)  # has a later number, and is committed before
+        async with aclosing(store.follow(0)) as feed:
+            assert (await anext(feed)).ticket.ticket_id == first
+            change = asyncio.ensure_future(anext(feed))
+            await asyncio.wait({change}, timeout=SHORTLY)
+            assert not change.done()
+            third = await submit(store, salad=1)
+            getattr(connection, end)()
+            told = [await change, await anext(feed)]
+            if end == "commit":
+                assert told[0].sequence == number
+                assert told[0].ticket.state is TicketState.COOKING
+                told = [told[1], await anext(feed)]
+            assert [change.ticket.ticket_id for change in told] == [second, third]
+
+
+@ON_POSTGRES
+async def test_a_feed_tells_what_other_replicas_store(store: Store, database_url: str) -> None:
+    """A reader at one replica, waiting at the feed's end, is told what another stores."""
+    await submit(store, salad=1)
+    async with aclosing(store.follow(0)) as feed, open_store(database_url) as other:
+        await anext(feed)
+        waiting = asyncio.ensure_future(anext(feed))
+        ticket_id = await submit(other, salad=1)
+        assert (await waiting).ticket.ticket_id == ticket_id
+
+
+async def test_tickets_share_a_commit_and_fail_alone(store: Store) -> None:
+    """Of tickets submitted at once, one that the database refuses is refused alone; the others are stored."""
+    bad: Any = None
+    tickets = [KITCHEN.ticket(str(uuid4()), (Item("salad", 2),), NOW) for _ in range(20)]
+    tickets[7] = replace(tickets[7], traceparent=bad)
+    submissions = [store.submit(KITCHEN, ticket) for ticket in tickets]
+    answers = await asyncio.gather(*submissions, return_exceptions=True)
+    assert isinstance(answers[7], IntegrityError)
+    del answers[7], tickets[7]
+    assert answers == tickets
+    assert [await store.get(ticket.ticket_id) for ticket in tickets] == tickets

@@ -8,12 +8,13 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.money_pb2 import Money
-from grpcmesh import STORE_UNAVAILABLE, Tracing, reason
+from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
 from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1 import order_service_pb2_grpc as pb_grpc
 
 from order import domain
+from order.database import StoreOverloaded, StoreUnavailable
 from order.domain import (
     Address,
     BadPageToken,
@@ -25,7 +26,7 @@ from order.domain import (
     OrderNotFound,
     UnknownSku,
 )
-from order.store import Store, StoreUnavailable
+from order.store import Store
 
 REFUSALS = {
     OrderNotFound: reason(pb.ErrorReason, pb.ERROR_REASON_ORDER_NOT_FOUND),
@@ -34,6 +35,7 @@ REFUSALS = {
     NotCancellable: reason(pb.ErrorReason, pb.ERROR_REASON_NOT_CANCELLABLE),
     BadPageToken: reason(pb.ErrorReason, pb.ERROR_REASON_BAD_PAGE_TOKEN),
     StoreUnavailable: STORE_UNAVAILABLE,
+    StoreOverloaded: OVERLOADED,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]

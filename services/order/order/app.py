@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from random import Random
+from uuid import uuid4
 
 import grpc
 from grpcmesh import Server, Workload
@@ -13,7 +14,7 @@ from pizza.order.v1.order_service_pb2_grpc import add_OrderServiceServicer_to_se
 from order.api import REFUSALS, OrderApi
 from order.clients import Delivery, Kitchen
 from order.config import Settings, load_menu
-from order.fulfilment import Fulfilment
+from order.fulfilment import Fulfilment, Patience
 from order.store import open_store
 
 
@@ -31,14 +32,14 @@ async def order_app(
 ) -> AsyncIterator[Server]:
     """The order service, at work. Raises StartError, in one line and with nothing left running, where it cannot be."""
     menu = load_menu(settings)
-    async with open_store(settings.database_url) as store:
+    async with open_store(settings.database_url, replica=str(uuid4())) as store:
         server = Server(workload, check=store.ping)
         server.add(add_OrderServiceServicer_to_server, OrderApi(menu, store, clock, workload.tracing), REFUSALS)
         workload.metrics.gauge("pizza.order.live", "state", "Orders that have not ended", store.live)
         server.listen(settings.listen, health=settings.health_listen, plaintext=not settings.tls)
-        check_after = timedelta(seconds=settings.check_after)
+        patience = Patience(timedelta(seconds=settings.check_after), timedelta(seconds=settings.give_up_after))
         jitter = Random()  # noqa: S311 # no secret
-        fulfilment = Fulfilment(store, Kitchen(kitchen), Delivery(delivery), clock, jitter, check_after, workload)
+        fulfilment = Fulfilment(store, Kitchen(kitchen), Delivery(delivery), clock, jitter, patience, workload)
         working = asyncio.create_task(fulfilment.run())
         try:
             await server.start()

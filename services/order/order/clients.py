@@ -25,6 +25,10 @@ class Unreachable(Exception):
     """No answer, or none that says anything of the order: the same call may be made again later."""
 
 
+class Faulty(Exception):
+    """An answer that should not be: a fault over there, which may be due to this order alone."""
+
+
 class Refused(Exception):
     """The service says no for good; the message may be shown to the customer."""
 
@@ -151,6 +155,7 @@ def _time(timestamp: Timestamp) -> datetime:
     return timestamp.ToDatetime(UTC)
 
 
+_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 _MEANING: dict[str, type[Exception]] = {
     "NOT_CANCELLABLE": PastCancelling,
     "TICKET_NOT_FOUND": NotThere,
@@ -167,4 +172,6 @@ def _raise(error: grpc.aio.AioRpcError) -> NoReturn:
     refusal = refusal_of(error)
     if refusal is not None and refusal.reason in _MEANING:
         raise _MEANING[refusal.reason](refusal.message) from error
+    if error.code() in _FAULTS:
+        raise Faulty(f"{error.code().name}: {error.details()}") from error
     raise Unreachable(f"{error.code().name}: {error.details()}") from error

@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     """Seconds for second thoughts: so long an order waits before it goes to the kitchen, and is cancelled at once."""
     check_after: PositiveFloat = 60.0
     """Seconds without news of an order after which the kitchen or delivery is asked for them."""
+    give_up_after: PositiveFloat = 3600.0
+    """Seconds for which an order's step may come to a fault each time, before the order is set aside as FAILED."""
     log_level: str = "INFO"
 
 

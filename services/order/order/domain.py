@@ -187,6 +187,8 @@ class Order:
     """When the step is to be tried; set if and only if there is one."""
     attempts: int = 0
     """How often the step was begun."""
+    fails_since: datetime | None = None
+    """Since when its step has failed by what nobody expects, rather than for want of an answer."""
     asked_kitchen: bool = False
     """Whether a ticket was, or may have been, submitted."""
     asked_delivery: bool = False
@@ -224,13 +226,22 @@ class Order:
     def retry_step(self, step: Step, due: datetime) -> "Order":
         return replace(self, due=due) if self.step is step else self
 
+    def step_failed(self, step: Step, reason: str, now: datetime, due: datetime, give_up_after: timedelta) -> "Order":
+        """The step came to a fault, which may be this order's own: it is tried again, but not for ever."""
+        if self.step is not step:
+            return self
+        since = self.fails_since or now
+        if now - since >= give_up_after:
+            return self._failed(f"given up: {reason}", now)
+        return replace(self, due=due, fails_since=since)
+
     def step_done(self, step: Step, now: datetime) -> "Order":
         """The kitchen or delivery has done what it was asked."""
         if self.step is not step:
             return self
         if step in (Step.CANCEL_TICKET, Step.CANCEL_DELIVERY):
             return self._moved(OrderState.CANCELLED, now)
-        return replace(self, step=None, due=None, attempts=0)
+        return replace(self, step=None, due=None, attempts=0, fails_since=None)
 
     def check_later(self, due: datetime) -> "Order":
         """Where the order waits for news of others, it asks for them at `due`, lest they were lost."""
@@ -303,7 +314,8 @@ class Order:
         return self
 
     def _moved(self, state: OrderState, now: datetime, step: Step | None = None) -> "Order":
-        return replace(self, state=state, update_time=now, step=step, due=now if step else None, attempts=0)
+        due = now if step else None
+        return replace(self, state=state, update_time=now, step=step, due=due, attempts=0, fails_since=None)
 
     def _failed(self, reason: str, now: datetime) -> "Order":
         return replace(self._moved(OrderState.FAILED, now), failure=reason)

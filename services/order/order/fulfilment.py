@@ -5,8 +5,10 @@ it has read. So it may be killed at any instant: the next one goes on from what 
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
 
@@ -24,8 +26,9 @@ from order.clients import (
     Unreachable,
     Update,
 )
+from order.database import StoreOverloaded, StoreUnavailable
 from order.domain import Order, OrderState, Step
-from order.store import Store
+from order.store import FeedLost, Store
 
 _log = structlog.get_logger("order")
 
@@ -34,10 +37,21 @@ _LEASE = timedelta(seconds=3)  # a call's longest by its contract, and some; two
 _BACKOFF = 0.1  # seconds, doubled with each attempt
 _BACKOFF_MOST = 10.0  # seconds
 _PAUSE_AFTER_ERROR = 1.0  # seconds
-_LOOK_AGAIN = timedelta(seconds=10)  # what falls due may go unannounced: its caller left, or the commit seemed to fail
+_FEED_LEASE = timedelta(seconds=3)  # without a sign of life, after which another replica reads the feed
+_RENEW_FEED = 1.0  # seconds
 
 Clock = Callable[[], datetime]
 Apply = Callable[[Order, datetime], Order]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the loop waits."""
+
+    check_after: timedelta
+    """Without news of an order, before it asks for them."""
+    give_up_after: timedelta = timedelta(hours=1)
+    """While a step comes to a fault each time, before it sets the order aside."""
 
 
 class Fulfilment:
@@ -48,7 +62,7 @@ class Fulfilment:
         delivery: Delivery,
         clock: Clock,
         random: Random,
-        check_after: timedelta,
+        patience: Patience,
         workload: Workload,
     ) -> None:
         self._store = store
@@ -56,17 +70,21 @@ class Fulfilment:
         self._delivery = delivery
         self._clock = clock
         self._random = random
-        self._check_after = check_after
+        self._patience = patience
         self._tracing = workload.tracing
         self._failed = workload.metrics.counter("pizza.order.failed", "Orders that have ended as FAILED")
         self._lag = workload.metrics.histogram("pizza.order.feed.lag", "s", "From news to what they have changed here")
 
     async def run(self) -> None:
         """Fulfils orders until it is cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._for_ever(self._do_due_steps))
-            group.create_task(self._for_ever(self._follow_kitchen))
-            group.create_task(self._for_ever(self._follow_delivery))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._for_ever(self._do_due_steps))
+                group.create_task(self._for_ever(self._follow_kitchen))
+                group.create_task(self._for_ever(self._follow_delivery))
+        finally:
+            with suppress(StoreUnavailable, StoreOverloaded):  # then their leases run out
+                await self._store.leave_feeds()
 
     async def _for_ever(self, part: Callable[[], Awaitable[None]]) -> None:
         """Begins a part of the loop anew whenever it ends; a fault in one order must not end it for the others."""
@@ -91,8 +109,8 @@ class Fulfilment:
                 if len(under_way) == _AT_ONCE:
                     timeout = None
                 else:
-                    wait = _LOOK_AGAIN if next_due is None else min(next_due - self._clock(), _LOOK_AGAIN)
-                    timeout = wait.total_seconds()
+                    until_due = math.inf if next_due is None else (next_due - self._clock()).total_seconds()
+                    timeout = min(until_due, self._store.look_again)
                 waiting = group.create_task(due.wait())
                 await asyncio.wait({waiting, *under_way}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
@@ -103,12 +121,28 @@ class Fulfilment:
         step = order.step
         assert step is not None  # noqa: S101 # an order is due for nothing else
         name = step.replace("_", " ").lower()
+        facts = {"order_id": order.order_id, "step": step, "attempt": order.attempts}
         try:
             with self._tracing.span(name, order.traceparent, _attributes(order)):
-                outcome = await self._outcome(order, step)
-                await self._move(order.order_id, outcome)
-        except Exception:  # the lease ends, and the step is tried again; no order may end the loop for the others
-            _log.exception("step failed", order_id=order.order_id, step=step, attempt=order.attempts)
+                try:
+                    await self._move(order.order_id, await self._outcome(order, step))
+                except (StoreUnavailable, StoreOverloaded):
+                    raise
+                except Exception as error:  # whatever it is, no order may end the loop for the others
+                    _log.exception("step failed", **facts)
+                    await self._set_back(order, step, str(error) or repr(error))
+        except (StoreUnavailable, StoreOverloaded) as error:  # the lease ends, and the step is done again
+            _log.info("step not stored", **facts, error=str(error))
+        except Exception:  # likewise
+            _log.exception("step failed", **facts)
+
+    async def _set_back(self, order: Order, step: Step, reason: str) -> None:
+        self._tracing.fail(reason)
+        delay = timedelta(seconds=self._backoff(order.attempts))
+        patience = self._patience.give_up_after
+        await self._move(
+            order.order_id, lambda current, now: current.step_failed(step, reason, now, now + delay, patience)
+        )
 
     async def _outcome(self, order: Order, step: Step) -> Apply:
         """Makes the step's calls; answers what they mean for the order as it will be then."""
@@ -191,10 +225,42 @@ class Fulfilment:
         apply: Callable[[Order, Progress, datetime], Order],
         check: Step,
     ) -> None:
+        """Waits until a feed is this replica's to read, and reads it for as long as it is.
+
+        A replica that has lost a feed and does not know it yet stores nothing: each effect asks who reads the feed.
+        """
+        while await self._lease(feed) is None:  # noqa: ASYNC110 # another replica has no event of ours
+            await asyncio.sleep(_RENEW_FEED)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_lease(feed))
+                group.create_task(self._read(feed, updates, apply, check))
+        except* FeedLost as lost:
+            _log.warning("feed lost", feed=feed, error=str(lost.exceptions[0]))
+
+    async def _lease(self, feed: str) -> str | None:
+        now = self._clock()
+        return await self._store.take_feed(feed, now, now + _FEED_LEASE)
+
+    async def _keep_lease(self, feed: str) -> None:
+        while self._store.shared:
+            await asyncio.sleep(_RENEW_FEED)
+            if await self._lease(feed) is None:
+                raise FeedLost(f"this replica was too slow for the feed of {feed}")
+
+    async def _read(
+        self,
+        feed: str,
+        updates: Callable[[str], AsyncGenerator[Update[Progress], None]],
+        apply: Callable[[Order, Progress, datetime], Order],
+        check: Step,
+    ) -> None:
         """Reads a feed to its end, which may be any time, from the last entry whose effect is stored."""
         failures = 0
         while True:
-            token = await self._store.feed_token(feed)
+            token = await self._lease(feed)
+            if token is None:
+                raise FeedLost(f"another replica reads the feed of {feed}")
             try:
                 async with aclosing(updates(token)) as news:
                     async for update in news:
@@ -215,9 +281,16 @@ class Fulfilment:
         self, feed: str, update: Update[Progress], apply: Callable[[Order, Progress, datetime], Order]
     ) -> None:
         start = self._clock()
-        order = await self._move(
-            update.order_id, lambda order, now: apply(order, update.progress, now), feed=feed, token=update.token
-        )
+        try:
+            order = await self._move(
+                update.order_id, lambda order, now: apply(order, update.progress, now), feed=feed, token=update.token
+            )
+        except (StoreUnavailable, StoreOverloaded, FeedLost):
+            raise
+        except Exception:  # it would be so again, and the others' news are behind it; the order's check sees to it
+            _log.exception("news skipped", feed=feed, order_id=update.order_id)
+            await self._store.skip(feed, update.token)
+            return
         if order is not None:
             end = self._clock()
             name = f"{feed} says {update.progress}"
@@ -229,7 +302,7 @@ class Fulfilment:
     async def _move(self, order_id: str, move: Apply, feed: str | None = None, token: str = "") -> Order | None:
         """Stores a move, and when to ask for news if none come; None where there is no such order."""
         now = self._clock()
-        check_at = now + self._check_after
+        check_at = now + self._patience.check_after
         order = await self._store.update(
             order_id, lambda order: move(order, now).check_later(check_at), feed=feed, token=token
         )

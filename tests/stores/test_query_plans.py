@@ -1,0 +1,175 @@
+"""What the stores ask of their databases costs the same however much is stored: every statement goes by an index."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import delivery.domain
+import delivery.store
+import kitchen.store
+import order.store
+import sqlalchemy as sa
+from delivery.domain import Fleet
+from kitchen.domain import Item, Kitchen, Step
+from order.domain import Address, Line, Menu, MenuItem, Money
+from order.domain import Step as OrderStep
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+STORED = 4000
+LIVE = 20
+OVEN = Kitchen({"oven": 4}, {"pizza": (Step("bake", "oven", 60),)})
+FLEET = Fleet(couriers=4, trip_seconds=60)
+MENU = Menu((MenuItem("pizza", "Pizza", Money("EUR", 8)),))
+HOME = Address("1 Main St", "Springfield", "")
+
+SMALL = {"feeds", "secret", "alembic_version"}
+"""Tables of a row or two."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@contextmanager
+def asked(url: str) -> Iterator[dict[str, Any]]:
+    """Collects the statements that a database is asked meanwhile, with the parameters of one time."""
+    statements: dict[str, Any] = {}
+
+    def note(connection: sa.Connection, _: Any, statement: str, parameters: Any, __: Any, many: bool) -> None:
+        if connection.engine.url.database == sa.make_url(url).database:
+            statements[statement] = parameters[0] if many else parameters
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+def fill(url: str, rows: Mapping[sa.Table, Rows]) -> None:
+    """Stores rows, and has the database look how many there are of what."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        for table, some in rows.items():
+            connection.execute(table.insert(), some)
+        if engine.dialect.name == "postgresql":  # which does so by itself, sooner or later; SQLite never does
+            connection.execute(sa.text("ANALYZE"))
+
+
+def tables_of(statements: Iterable[str]) -> set[str]:
+    """The tables that statements read or write."""
+    return set(re.findall(r"(?:FROM|JOIN|UPDATE|INTO) (\w+)", "\n".join(statements)))
+
+
+def slow(url: str, statements: Mapping[str, Any]) -> list[str]:
+    """Those that read a whole table, or sort all to answer some; each with its plan."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    explain, scan, sort = {
+        "sqlite": ("EXPLAIN QUERY PLAN ", r"SCAN (?!CONSTANT|.* USING (COVERING )?INDEX)", "TEMP B-TREE FOR ORDER"),
+        "postgresql": ("EXPLAIN ", "Seq Scan", "Sort"),
+    }[engine.dialect.name]
+    found = []
+    with engine.connect() as connection:
+        for statement, parameters in statements.items():
+            if statement.startswith(("SELECT", "UPDATE", "DELETE")) and tables_of([statement]) - SMALL:
+                plan = "\n".join(str(row[-1]) for row in connection.exec_driver_sql(explain + statement, parameters))
+                if re.search(f"{scan}|{sort}" if "LIMIT" in statement else scan, plan):
+                    found.append(f"{statement}\n{plan}")
+    return found
+
+
+async def test_orders(database_url: str) -> None:
+    """Placing, getting, listing, watching, moving and taking orders, and beginning a feed anew."""
+    orders, changes = order.store.orders, order.store.changes
+    ids = [f"{number:036}" for number in range(STORED)]
+    async with order.store.open_store(database_url) as store:
+        new = MENU.order("new", "customer 7", (Line("pizza", 1),), HOME, NOW)
+        rows = [order.store._values(replace(new, order_id=order_id)) for order_id in ids]
+        for number, row in enumerate(rows):
+            row |= {"customer_id": f"customer {number % 40}", "create_time": NOW + timedelta(seconds=number)}
+            if number >= LIVE:
+                row |= {"state": "DELIVERED", "step": None, "due": None}
+        steps = [{"order_id": id_, "state": "PLACED", "update_time": NOW, "failure": ""} for id_ in ids * 4]
+        fill(database_url, {orders: rows, changes: steps})
+        with asked(database_url) as statements:
+            await store.place(new)
+            await store.place(new)
+            assert await store.get(new.order_id) == new
+            page = await store.list("customer 7", 20, None)
+            assert len(await store.list("customer 7", 20, (page[-1].create_time, page[-1].order_id))) == 20
+            async with aclosing(store.watch(new.order_id)) as watch:
+                await anext(watch)
+                await store.update(new.order_id, lambda order: order.cancel(NOW))
+                await anext(watch)
+            taken, _ = await store.take_due(NOW, NOW + timedelta(days=1), 5)
+            assert len(taken) == 5
+            await store.take_feed("kitchen", NOW, NOW + timedelta(days=1))
+            await store.begin_feed_anew("kitchen", OrderStep.CHECK_TICKET, NOW)
+            assert store.live() == {"PLACED": LIVE}
+        assert {"orders", "order_changes", "feeds"} <= tables_of(statements)
+        assert not slow(database_url, statements)
+
+
+async def test_tickets(database_url: str) -> None:
+    """Submitting, getting, cancelling, cooking, and reading the feed, with many portions waiting."""
+    tickets, portions, changes = kitchen.store.tickets, kitchen.store.portions, kitchen.store.changes
+    ids = [f"{number:036}" for number in range(STORED)]
+    async with kitchen.store.open_store(database_url) as store:
+        new = OVEN.ticket("new", (Item("pizza", 8),), NOW)
+        plan = OVEN.recipes["pizza"]
+        values = kitchen.store._values(new, 1)
+        waiting = [
+            kitchen.store._new_portion(replace(new, ticket_id=id_), plan) | {"done_at": NOW if n < 4 else None}
+            for n, id_ in enumerate(ids)
+        ]
+        steps = [{"ticket_id": id_, "state": "QUEUED", "update_time": NOW} for id_ in ids * 4]
+        fill(database_url, {tickets: [values | {"ticket_id": id_} for id_ in ids], portions: waiting, changes: steps})
+        with asked(database_url) as statements:
+            await store.submit(OVEN, new)
+            await store.submit(OVEN, new)
+            assert await store.get(new.ticket_id) == new
+            await store.cook(OVEN, NOW)
+            await store.cancel(new.ticket_id, NOW)
+            async with aclosing(store.follow(4 * STORED - 2)) as feed:
+                assert (await anext(feed)).sequence == 4 * STORED - 1
+        assert {"tickets", "portions", "ticket_changes"} <= tables_of(statements)
+        assert not slow(database_url, statements)
+
+
+async def test_deliveries(database_url: str) -> None:
+    """Scheduling, getting, cancelling, driving, and reading the feed, with many deliveries waiting."""
+    deliveries, changes = delivery.store.deliveries, delivery.store.changes
+    ids = [f"{number:036}" for number in range(STORED)]
+    async with delivery.store.open_store(database_url) as store:
+        new = FLEET.delivery("new", delivery.domain.Address("1 Main St", "Springfield", ""), NOW)
+        values = delivery.store._values(new)
+        rows = [
+            values
+            | {"delivery_id": id_, "arrives_at": NOW if n < 4 else None}
+            | {"state": "IN_TRANSIT" if n < 4 else "SCHEDULED" if n < STORED / 2 else "DELIVERED"}
+            for n, id_ in enumerate(ids)
+        ]
+        steps = [{"delivery_id": id_, "state": "SCHEDULED", "update_time": NOW} for id_ in ids * 4]
+        fill(database_url, {deliveries: rows, changes: steps})
+        with asked(database_url) as statements:
+            await store.schedule(new)
+            await store.schedule(new)
+            assert await store.get(new.delivery_id) == new
+            await store.drive(FLEET, NOW)
+            await store.cancel(new.delivery_id, NOW)
+            async with aclosing(store.follow(4 * STORED - 2)) as feed:
+                assert (await anext(feed)).sequence == 4 * STORED - 1
+        assert {"deliveries", "delivery_changes"} <= tables_of(statements)
+        assert not slow(database_url, statements)
+
+
+async def test_a_statement_without_an_index_is_found(database_url: str) -> None:
+    """A search and an order that no index serves are told apart from those that one does."""
+    async with order.store.open_store(database_url):
+        new = order.store._values(MENU.order("", "ada", (Line("pizza", 1),), HOME, NOW))
+        fill(database_url, {order.store.orders: [new | {"order_id": f"{number:036}"} for number in range(STORED)]})
+        search = "SELECT * FROM orders WHERE failure = 'x'"
+        sort = "SELECT * FROM orders WHERE customer_id = 'ada' ORDER BY failure LIMIT 10"
+        found = slow(database_url, {search: (), sort: (), "SELECT * FROM orders WHERE order_id = 'x'": ()})
+        assert [plan.partition("\n")[0] for plan in found] == [search, sort]
