@@ -109,11 +109,32 @@ BASE ?= main
 breaking: third-party ## what the contract changes since BASE (main) that breaks a caller, policy included
 	@tools/breaking $(BASE)
 
+.PHONY: cluster cluster-down
+cluster: ## a kind cluster for `tilt up`, where it is missing (KIND_IMAGE names another node image)
+	@tools/cluster up
+cluster-down: ## remove it
+	@tools/cluster down
+
+IMAGES := order kitchen delivery
+.PHONY: images $(addprefix image-,$(IMAGES))
+images: $(addprefix image-,$(IMAGES)) ## the container images pizza-order, pizza-kitchen and pizza-delivery
+$(addprefix image-,$(IMAGES)):
+	docker build --file services/$(@:image-%=%)/Dockerfile --tag pizza-$(@:image-%=%) .
+
+.PHONY: deploy
+deploy: cluster certs images ## the production-like overlay on the kind cluster
+	@tools/deploy
+
+# An image installs what its service needs, in the versions that everything was tested with; build.txt is for its build
+# stage, reload.txt for its dev stage.
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
+  $(foreach name,mesh-contract grpcmesh $(foreach s,order kitchen delivery,pizza-$(s)-contract pizza-$(s)),--no-emit-package $(name))
 .PHONY: lock
 lock: $(READY) ## resolve the dependencies anew into requirements/
-	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
-	  $(foreach name,mesh-contract grpcmesh $(foreach s,order kitchen delivery,pizza-$(s)-contract pizza-$(s)),--no-emit-package $(name)) \
-	  $(addsuffix /pyproject.toml,$(CONTRACTS) $(DISTRIBUTIONS)) requirements/dev.in --output-file requirements/dev.txt
+	$(COMPILE) $(addsuffix /pyproject.toml,$(CONTRACTS) $(DISTRIBUTIONS)) requirements/dev.in --output-file requirements/dev.txt
+	$(foreach s,order kitchen delivery,$(COMPILE) --constraint requirements/dev.txt services/$(s)/pyproject.toml --output-file requirements/$(s).txt && )true
+	echo hatchling | $(COMPILE) --constraint requirements/dev.txt - --output-file requirements/build.txt
+	echo watchfiles | $(COMPILE) --constraint requirements/dev.txt - --output-file requirements/reload.txt
 
 .PHONY: clean
 clean: ## remove the virtual environment, caches and the shop's data

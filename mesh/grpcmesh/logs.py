@@ -34,6 +34,7 @@ def configure(level: str = "INFO") -> None:
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("grpc").setLevel(logging.INFO)  # below it, each event loop and each batch that fails
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

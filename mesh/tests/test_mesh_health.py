@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpcmesh.probe import serving
 from tests.echo import NOT_SERVING, SERVICE, SERVING, echo_server, health, listening, refused, soon, watching
 
 
@@ -80,3 +81,12 @@ async def test_every_watcher_sees_every_change() -> None:
             assert await late() == SERVING
             await server.stop()
             assert [await first(), await second(), await late()] == [NOT_SERVING] * 3
+
+
+async def test_the_probe_says_whether_the_process_serves() -> None:
+    """True of a server that serves; false of one that does not, and where nobody listens."""
+    async with listening(echo_server()) as address:
+        assert await asyncio.to_thread(serving, address)
+    assert not await asyncio.to_thread(serving, address)
+    async with listening(echo_server(check=_store_is_away)) as address:
+        assert not await asyncio.to_thread(serving, address)

@@ -78,13 +78,20 @@ def test_a_contract_that_cannot_be_enforced_is_refused(fault: str) -> None:
 
 def test_callers_become_network_policies() -> None:
     """Who may call a method may reach its workload; where anyone may, the port is open to all."""
-    policies = generated(lambda file: policy(file).callers.append("delivery"))
-    (text,) = (file.content for file in policies.file if file.name == "k8s/network-policy.yaml")
-    delivery, kitchen, order = text.split("---\n")
+    answer = generated(lambda file: policy(file).callers.append("delivery"))
+    policies = {file.name: file.content for file in answer.file if file.name.endswith("network-policy.yaml")}
+    kitchen = policies["k8s/kitchen/network-policy.yaml"]
     callers = [line.split()[-1] for line in kitchen.partition("from:")[2].splitlines() if "name:" in line]
     assert callers == ["delivery", "order"]
-    assert "from:" in delivery
-    assert "from:" not in order
+    assert "from:" in policies["k8s/delivery/network-policy.yaml"]
+    assert "from:" not in policies["k8s/order/network-policy.yaml"]
+
+
+def test_a_network_policy_is_a_kustomize_base() -> None:
+    """The folder of each workload can be named as a base: kustomize refuses single files above its root."""
+    names = {file.name for file in generated().file if file.name.startswith("k8s/")}
+    workloads = ("order", "kitchen", "delivery")
+    assert names == {f"k8s/{w}/{file}.yaml" for w in workloads for file in ("kustomization", "network-policy")}
 
 
 def test_attempts_become_retries() -> None:
