@@ -104,6 +104,10 @@ bench: $(READY) ## what the mesh costs a call
 growth: $(READY) ## what the stores' work costs with 1,000,000 orders, beside 1,000
 	@python3 bench/growth.py
 
+.PHONY: e2e-kind
+e2e-kind: $(READY) ## the shop on the kind cluster, from outside (needs grpcurl)
+	KIND_CONTEXT=kind-pizza pytest tests/cluster
+
 BASE ?= main
 .PHONY: breaking
 breaking: third-party ## what the contract changes since BASE (main) that breaks a caller, policy included

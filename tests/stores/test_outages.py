@@ -105,6 +105,7 @@ def test_a_full_disk_refuses_orders_for_as_long_as_it_is_full(tmp_path: Path) ->
         customer = Customer(process.channel)
         first, refused = customer.place(), str(uuid4())
         log = tmp_path / "order.db-wal"
+        eventually(log.exists)
         full = log.stat().st_size  # no file may grow beyond
         _, most = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (full, most))
