@@ -91,7 +91,11 @@ class Fulfilment:
         while True:
             try:
                 await part()
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise
+                # A call that gRPC cancelled by itself would end this part for good, and nobody would be told.
                 _log.exception("fulfilment failed; trying again", seconds=_PAUSE_AFTER_ERROR)
                 await asyncio.sleep(_PAUSE_AFTER_ERROR)
 
