@@ -40,7 +40,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 4
     """More calls than the server takes at once; google.rpc.RetryInfo says when to come back."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 5
-    """The store does not answer; google.rpc.RetryInfo says when to come back, and nothing was stored."""
+    """The store does not answer; google.rpc.RetryInfo says when to come back. Nothing was stored, unless the store's own
+    answer was lost: the same call, repeated, finds out.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 6
     """A fault of the server's; its logs hold it under the call's trace id."""
     ERROR_REASON_TIMEOUT: _ErrorReason.ValueType  # 7
@@ -62,7 +64,9 @@ ERROR_REASON_CALLER_NOT_ALLOWED: ErrorReason.ValueType  # 3
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 4
 """More calls than the server takes at once; google.rpc.RetryInfo says when to come back."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 5
-"""The store does not answer; google.rpc.RetryInfo says when to come back, and nothing was stored."""
+"""The store does not answer; google.rpc.RetryInfo says when to come back. Nothing was stored, unless the store's own
+answer was lost: the same call, repeated, finds out.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 6
 """A fault of the server's; its logs hold it under the call's trace id."""
 ERROR_REASON_TIMEOUT: ErrorReason.ValueType  # 7
