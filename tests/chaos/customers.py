@@ -60,7 +60,7 @@ class Customer:
             for number in range(orders):
                 # Drawn anew for each order, so that what is wanted does not depend on how calls fare.
                 random = Random(f"{seed} {self._name} {number}")
-                await asyncio.sleep(random.expovariate(1 / _THINKING))
+                await asyncio.sleep(random.expovariate(1 / _THINKING))  # a customer thinks
                 entry = self._want(random)
                 patience = random.uniform(0.002, 0.03) if random.random() < 0.04 else None
                 placed = await self._place(entry, patience)
@@ -121,7 +121,7 @@ class Customer:
         return True
 
     async def _cancel(self, entry: Entry, after: float) -> None:
-        await asyncio.sleep(after)
+        await asyncio.sleep(after)  # the moment is drawn from the seed
         entry.cancelling = True
 
         async def send() -> str:
@@ -138,7 +138,7 @@ class Customer:
 
     async def _read(self, entry: Entry, pauses: list[float]) -> None:
         for pause in pauses:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause)  # likewise
             request = pb.GetOrderRequest(order_id=entry.order_id)
             answer = await self._persist(
                 "GetOrder", entry.order_id, partial(self._stub.GetOrder, request, timeout=_PATIENCE)
@@ -189,7 +189,7 @@ class Customer:
                 if error.code() not in _PASSING:
                     self._complain(method, subject, error)
                     return None
-            await asyncio.sleep(min(0.5, 0.05 * 2**failures))
+            await asyncio.sleep(min(0.5, 0.05 * 2**failures))  # a well-behaved client backs off
         raise AssertionError
 
     def _complain(self, method: str, subject: str, error: grpc.aio.AioRpcError) -> None:

@@ -77,11 +77,11 @@ class Nemesis:
         if victim == POSTGRES:
             assert self._postgres is not None
             self._postgres.kill()
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds)  # so long it stays dead
             await asyncio.to_thread(self._postgres.start)
         else:
             self._shop.kill(victim)
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds)  # likewise
             self._shop.launch(victim)
 
     async def _stall(self, victim: str, seconds: float) -> None:
@@ -89,12 +89,12 @@ class Nemesis:
         if victim == POSTGRES:
             assert self._postgres is not None
             with self._postgres.stalled():
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(seconds)  # so long it is stopped
         else:
             process = self._shop.processes[victim]
             process.send_signal(signal.SIGSTOP)
             try:
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(seconds)  # likewise
             finally:
                 process.send_signal(signal.SIGCONT)
 
@@ -109,4 +109,4 @@ class Nemesis:
                     else:
                         self.wrong.append(f"{name} ended by itself with {process.returncode}: {last}")
                     self._shop.launch(name)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_LOOK)  # that a process has ended is found by looking

@@ -97,7 +97,7 @@ async def _until_ended(shop: Shop, ordering: "asyncio.Task[None]") -> None:
             fewest, since = live, time.monotonic()
         if time.monotonic() - since > _AFTERMATH:
             return
-        await asyncio.sleep(_LOOK)
+        await asyncio.sleep(_LOOK)  # the orders are in another process's database
 
 
 def _log_lines(folder: Path, words: str) -> int:

@@ -41,7 +41,6 @@ HEALTH_PORTS = {"order": 9080, "kitchen": 9081, "delivery": 9082}
 CERTIFICATES = Path(".data/certificates")
 METHODS = [method for service in (ORDER, KITCHEN, DELIVERY) for method in service_methods(service)]
 DECLARED = {(caller, method.path[1:]) for method in METHODS for caller in method.callers}
-LINES = [pb.OrderLine(sku="margherita", quantity=1)]
 HOME = pb.Address(street="1 Main St", city="Springfield")
 _REFUSED = {code.value[0] for code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)}
 _LIMIT = 90.0  # seconds; pods start anew in between

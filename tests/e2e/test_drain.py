@@ -43,7 +43,7 @@ async def test_restarts_lose_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 answered[ticket.items[0].sku] += 1
             except grpc.aio.AioRpcError as error:
                 failures.append(error)
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(PAUSE)  # an unpaced load starves the kitchens of two cores
 
     async def both_answer() -> None:
         """Waits until each has taken its share of the calls."""

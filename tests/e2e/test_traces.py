@@ -195,4 +195,4 @@ async def eventually(condition: Callable[[], bool], limit: float = 15.0) -> None
     end = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < end, f"not within {limit:g} s"
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # Jaeger is asked, and tells by itself nothing
