@@ -6,7 +6,7 @@ from datetime import timedelta
 from random import Random
 
 from grpcmesh import Workload
-from order.database import StoreUnavailable
+from txstore import StoreUnavailable
 from order.domain import Address, Carrying, Line, Making, Menu, MenuItem, Money, NotCancellable
 from order.fulfilment import Fulfilment, Patience
 

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import structlog
-from order.database import StoreUnavailable
+from txstore import StoreUnavailable
 from order.domain import Order
 
 from tests.simulation.checker import broken, settled

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
-from order.database import StoreUnavailable
+from txstore import Notifier, StoreUnavailable
 from order.domain import Order, OrderState, Step
 from order.store import Store
 
@@ -50,10 +51,10 @@ class SimulatedStore(Store):
     """
 
     def __init__(self, process: Process, database: Database) -> None:
-        self.due = asyncio.Event()
+        self.due = Notifier()
         self.shared = False
-        self.look_again = 10.0
-        self._watchers = {}
+        self.poll_interval = timedelta(seconds=10)
+        self._watched = WeakValueDictionary()
         self._process = process
         self._world = process.world
         self._stored = database
@@ -85,9 +86,9 @@ class SimulatedStore(Store):
     async def leave_feeds(self) -> None:
         """There is no other replica to leave them to."""
 
-    async def begin_feed_anew(self, feed: str, check: Step, now: datetime) -> None:
+    async def restart_feed(self, feed: str, check: Step, now: datetime) -> None:
         await self._transact(f"{feed} anew", lambda: self._forget(feed, check, now))
-        self._announce_due()
+        self.due.notify()
 
     async def _transact(self, words: str, work: Callable[[], T]) -> T:
         """Answers once `work` is durable. A caller that goes away does not break a transaction off."""

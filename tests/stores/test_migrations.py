@@ -1,14 +1,17 @@
 """What the migrations make is what the stores say their tables are."""
 
+import delivery.schema
 import delivery.store
+import kitchen.schema
 import kitchen.store
+import order.schema
 import order.store
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-STORES = (order.store, kitchen.store, delivery.store)
+STORES = ((order.store, order.schema), (kitchen.store, kitchen.schema), (delivery.store, delivery.schema))
 
 
 @pytest.mark.parametrize("store", STORES, ids=lambda store: store.__name__)

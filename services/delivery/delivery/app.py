@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from grpcmesh import Server, Workload
 from pizza.delivery.v1.delivery_service_pb2_grpc import add_DeliveryServiceServicer_to_server
+from txstore import keep_compacted
 
 from delivery import fulfilment
 from delivery.api import REFUSALS, DeliveryApi
@@ -35,7 +36,7 @@ async def delivery_app(
         retention = timedelta(seconds=settings.feed_retention)
         tasks = [
             asyncio.create_task(fulfilment.work(fleet, store, clock, workload.tracing)),
-            asyncio.create_task(fulfilment.keep_feed_short(store, retention, clock)),
+            asyncio.create_task(keep_compacted(store.compact, retention, clock)),
         ]
         try:
             await server.start()

@@ -76,7 +76,7 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Spell:
+class Interval:
     """What a delivery has spent its time with: waiting for a courier, or the trip."""
 
     name: str
@@ -91,7 +91,7 @@ class Round:
 
     next_arrival: datetime | None
     """None where nobody is on the road."""
-    spells: Sequence[Spell]
+    intervals: Sequence[Interval]
     """Those that have ended."""
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from grpcmesh import Server, StartError, Workload
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import add_KitchenServiceServicer_to_server
+from txstore import keep_compacted
 
 from kitchen import fulfilment
 from kitchen.api import REFUSALS, KitchenApi
@@ -35,7 +36,7 @@ async def kitchen_app(
         retention = timedelta(seconds=settings.feed_retention)
         tasks = [
             asyncio.create_task(fulfilment.work(kitchen, store, clock, workload.tracing)),
-            asyncio.create_task(fulfilment.keep_feed_short(store, retention, clock)),
+            asyncio.create_task(keep_compacted(store.compact, retention, clock)),
         ]
         try:
             await server.start()

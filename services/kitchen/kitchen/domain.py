@@ -113,7 +113,7 @@ class Portion:
 
 
 @dataclass(frozen=True)
-class Spell:
+class Interval:
     """What a portion has spent its time with: waiting for a station, or a step there."""
 
     name: str
@@ -129,7 +129,7 @@ class Round:
 
     next_done: datetime | None
     """When the next portion will be done; None where all stations are empty."""
-    spells: Sequence[Spell]
+    intervals: Sequence[Interval]
     """Those that have ended."""
 
 

@@ -14,6 +14,7 @@ from random import Random
 
 import structlog
 from grpcmesh import Workload
+from txstore import StoreOverloaded, StoreUnavailable
 
 from order.clients import (
     Delivery,
@@ -26,7 +27,6 @@ from order.clients import (
     Unreachable,
     Update,
 )
-from order.database import StoreOverloaded, StoreUnavailable
 from order.domain import Order, OrderState, Step
 from order.store import FeedLost, Store
 
@@ -105,17 +105,17 @@ class Fulfilment:
         under_way: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as group:
             while True:
+                seen = self._store.due.version
                 now = self._clock()
                 room = _AT_ONCE - len(under_way)
                 orders, next_due = await self._store.take_due(now, now + _LEASE, room)
-                due = self._store.due  # with no await since the commit: whatever falls due from here on sets it
                 under_way |= {group.create_task(self._do_step(order)) for order in orders}
                 if len(under_way) == _AT_ONCE:
                     timeout = None
                 else:
                     until_due = math.inf if next_due is None else (next_due - self._clock()).total_seconds()
-                    timeout = min(until_due, self._store.look_again)
-                waiting = group.create_task(due.wait())
+                    timeout = min(until_due, self._store.poll_interval.total_seconds())
+                waiting = group.create_task(self._store.due.wait_beyond(seen))
                 await asyncio.wait({waiting, *under_way}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
                 under_way = {task for task in under_way if not task.done()}
@@ -274,7 +274,7 @@ class Fulfilment:
                 # Its database is another one, which may not know our orders: check them, and read from the beginning,
                 # where what is known already changes nothing.
                 _log.warning("the feed does not know our token; reading it anew", feed=feed)
-                await self._store.begin_feed_anew(feed, check, self._clock())
+                await self._store.restart_feed(feed, check, self._clock())
             except Unreachable as error:
                 delay = self._backoff(failures)
                 failures += 1
