@@ -11,11 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("order", "kitchen", "delivery")
-FOLDERS = (*(f"services/{service}/{service}" for service in SERVICES), "libs/grpcmesh/grpcmesh")
+FOLDERS = (*(f"services/{service}/{service}" for service in SERVICES), "libs/grpcmesh/grpcmesh", "libs/txstore/txstore")
 # The one file that not every service has: only order asks others for anything.
 OWN = {"clients.py"}
 OURS = {
     "grpcmesh": "grpcmesh",
+    "txstore": "txstore",
     "mesh": "mesh-contract",
     "buf": "mesh-contract",
     **{f"pizza.{service}": f"pizza-{service}-contract" for service in SERVICES},
