@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CONTRACTS := $(addprefix packaging/,mesh order kitchen delivery)
-DISTRIBUTIONS := libs/grpcmesh libs/txstore $(addprefix services/,order kitchen delivery all_in_one) clients
+DISTRIBUTIONS := libs/grpcmesh libs/txstore $(addprefix services/,order kitchen delivery all_in_one) cli
 READY := $(VENV)/ready
 
 .PHONY: help
