@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CONTRACTS := $(addprefix packaging/,mesh order kitchen delivery)
-DISTRIBUTIONS := mesh $(addprefix services/,order kitchen delivery all_in_one) clients
+DISTRIBUTIONS := libs/grpcmesh libs/txstore $(addprefix services/,order kitchen delivery all_in_one) cli
 READY := $(VENV)/ready
 
 .PHONY: help
@@ -132,7 +132,7 @@ deploy: cluster certs images ## the production-like overlay on the kind cluster
 # An image installs what its service needs, in the versions that everything was tested with; build.txt is for its build
 # stage, reload.txt for its dev stage.
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
-  $(foreach name,mesh-contract grpcmesh $(foreach s,order kitchen delivery,pizza-$(s)-contract pizza-$(s)),--no-emit-package $(name))
+  $(foreach name,mesh-contract grpcmesh txstore $(foreach s,order kitchen delivery,pizza-$(s)-contract pizza-$(s)),--no-emit-package $(name))
 .PHONY: lock
 lock: $(READY) ## resolve the dependencies anew into requirements/
 	$(COMPILE) $(addsuffix /pyproject.toml,$(CONTRACTS) $(DISTRIBUTIONS)) requirements/dev.in --output-file requirements/dev.txt

@@ -11,10 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("order", "kitchen", "delivery")
+FOLDERS = (*(f"services/{service}/{service}" for service in SERVICES), "libs/grpcmesh/grpcmesh", "libs/txstore/txstore")
 # The one file that not every service has: only order asks others for anything.
 OWN = {"clients.py"}
 OURS = {
     "grpcmesh": "grpcmesh",
+    "txstore": "txstore",
     "mesh": "mesh-contract",
     "buf": "mesh-contract",
     **{f"pizza.{service}": f"pizza-{service}-contract" for service in SERVICES},
@@ -30,7 +32,7 @@ def test_who_has_read_one_service_has_read_all() -> None:
     assert files["order"] == files["kitchen"] == files["delivery"]
 
 
-@pytest.mark.parametrize("folder", [*(f"services/{service}/{service}" for service in SERVICES), "mesh/grpcmesh"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_a_distribution_declares_what_it_imports(folder: str) -> None:
     """Each import outside the standard library is among the dependencies that the distribution declares."""
     package = ROOT / folder

@@ -6,9 +6,9 @@ from datetime import timedelta
 from random import Random
 
 from grpcmesh import Workload
-from txstore import StoreUnavailable
 from order.domain import Address, Carrying, Line, Making, Menu, MenuItem, Money, NotCancellable
 from order.fulfilment import Fulfilment, Patience
+from txstore import StoreUnavailable
 
 from tests.simulation.process import Process
 from tests.simulation.providers import Provider, SimulatedDelivery, SimulatedKitchen

@@ -9,8 +9,8 @@ from random import Random
 from typing import Any
 
 import structlog
-from txstore import StoreUnavailable
 from order.domain import Order
+from txstore import StoreUnavailable
 
 from tests.simulation.checker import broken, settled
 from tests.simulation.loop import SimulatedLoop

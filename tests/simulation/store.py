@@ -8,9 +8,9 @@ from functools import partial
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from txstore import Notifier, StoreUnavailable
 from order.domain import Order, OrderState, Step
 from order.store import Store
+from txstore import Notifier, StoreUnavailable
 
 from tests.simulation.process import Process, outcome_of
 

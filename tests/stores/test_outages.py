@@ -12,10 +12,10 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from txstore import StoreUnavailable
 from order.domain import Address, Line, Menu, MenuItem, Money, Order
 from order.store import Store, open_store
 from pizza.order.v1 import order_service_pb2 as pb
+from txstore import StoreUnavailable
 
 from conftest import DATABASES
 from tests.contract.contract import refusal_of

@@ -2,7 +2,7 @@
 
 Each transaction runs whole in a thread: one trip from the event loop and back, and a caller that goes away in the
 middle cannot break it off. Writes that wait at the same time share one transaction, and so one sync of the disk; each
-caller gets its result once that is durable. Where one of them fails, all are done again, each alone: none fails another.
+caller gets its result once that is durable. Where one fails, all are done again, each alone: none fails another.
 """
 
 import time
@@ -52,7 +52,7 @@ class Database:
         self,
         engine: sa.Engine,
         writes: Sequence[Write[Any, Any]],
-        limits: Limits = Limits(),  # noqa: B008 # frozen
+        limits: Limits = Limits(),  # frozen
         workers: Callable[..., Workers] = Threads,
     ) -> None:
         """`writes` are all kinds of writes, in the order in which a transaction runs them.
@@ -99,7 +99,9 @@ class Database:
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where the database does not answer; one that is merely busy does."""
-        await self._readers.call(lambda connection: connection.execute(_SELECT_ONE), None, self._read_limit, unbounded=True)
+        await self._readers.call(
+            lambda connection: connection.execute(_SELECT_ONE), None, self._read_limit, unbounded=True
+        )
 
     def read_here(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `read`, in the thread that asks and without a limit: for threads other than the event loop's."""

@@ -28,7 +28,7 @@ _POSTGRES_CONNECTION = {
 
 
 def create_engine(url: sa.URL) -> sa.Engine:
-    """The engine of a database. Raises SQLAlchemyError where it is neither SQLite nor Postgres, OSError, ImportError."""
+    """The engine of a database of SQLite or Postgres. Raises SQLAlchemyError for any other, OSError, ImportError."""
     backend = url.get_backend_name()
     if backend == "sqlite":
         return _sqlite(url)

@@ -1,4 +1,4 @@
-"""A feed: every change of some subjects, each with a number, that readers resume after the last number they have seen."""
+"""A feed: every change of some subjects, numbered, so that readers resume after the last number they have seen."""
 
 import asyncio
 import logging
@@ -56,7 +56,8 @@ class Feed(Generic[T]):
         self, table: sa.Table, *, subject: sa.Column[Any], query: "sa.Select[Any]", value: "Callable[[sa.Row[Any]], T]"
     ) -> None:
         """`query` selects what `value` makes an entry's value of; `subject` is the column of what changes."""
-        sequence, after = table.c.sequence, sa.bindparam("after")
+        sequence = table.c.sequence
+        after: sa.BindParameter[int] = sa.bindparam("after")
         page = query.add_columns(sequence).where(sequence > after).order_by(sequence).limit(_PAGE)
         later = table.alias("later")
         self._value = value
@@ -64,9 +65,7 @@ class Feed(Generic[T]):
             dialect: page.add_columns(sa.literal_column(oldest_open).label("oldest_open"))
             for dialect, oldest_open in _OLDEST_OPEN.items()
         }
-        self._part = (
-            sa.select(sequence, table.c.update_time).where(sequence > after).order_by(sequence).limit(_PAGE)
-        )
+        self._part = sa.select(sequence, table.c.update_time).where(sequence > after).order_by(sequence).limit(_PAGE)
         self._remove_superseded = table.delete().where(
             sequence > after,
             sequence <= sa.bindparam("last"),

@@ -367,9 +367,7 @@ _WRITES = (_submit, _cancel, _cook, _FEED.compact)
 @asynccontextmanager
 async def open_store(url: str) -> AsyncIterator[Store]:
     """The store at a SQLAlchemy URL, its schema brought up to date. Raises StartError in one line."""
-    opening = open_database(
-        url, migrations=_MIGRATIONS, writes=_WRITES, prepare=partial(secret_key, table=secret)
-    )
+    opening = open_database(url, migrations=_MIGRATIONS, writes=_WRITES, prepare=partial(secret_key, table=secret))
     try:
         async with opening as (database, key):
             yield Store(database, key)

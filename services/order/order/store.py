@@ -292,11 +292,7 @@ def _update(connection: sa.Connection, moves: Sequence[_Move]) -> list[Order | E
 
 
 _TAKE_DUE = (
-    sa.select(orders)
-    .where(orders.c.due <= _NOW)
-    .order_by(orders.c.due)
-    .limit(_LIMIT)
-    .with_for_update(skip_locked=True)
+    sa.select(orders).where(orders.c.due <= _NOW).order_by(orders.c.due).limit(_LIMIT).with_for_update(skip_locked=True)
 )
 _NEXT_DUE = sa.select(sa.func.min(orders.c.due)).where(orders.c.due.is_not(None))
 
@@ -382,9 +378,7 @@ _NEXT_PAGE = _FIRST_PAGE.where(
 )
 
 
-def _list(
-    connection: sa.Connection, customer_id: str, limit: int, after: tuple[datetime, str] | None
-) -> list[Order]:
+def _list(connection: sa.Connection, customer_id: str, limit: int, after: tuple[datetime, str] | None) -> list[Order]:
     query, values = _FIRST_PAGE, {"customer_id": customer_id, "limit": limit}
     if after is not None:
         query, values = _NEXT_PAGE, values | {"time": after[0], "id": after[1]}

@@ -13,10 +13,10 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 from grpcmesh import StartError
-from txstore import StoreOverloaded, StoreUnavailable
 from order.domain import Address, Line, Making, Menu, MenuItem, Money, Order, OrderIdTaken, OrderState, Step
 from order.schema import orders
 from order.store import FeedLost, Store, open_store
+from txstore import StoreOverloaded, StoreUnavailable
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
