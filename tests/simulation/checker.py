@@ -2,21 +2,21 @@
 
 from collections.abc import Iterable, Iterator
 
-from order.domain import Carrying, Making, Order, OrderState
+from order.domain import Order, OrderState, Preparation, Transport
 
 from tests.simulation.shop import NO_RECIPE, NO_ROAD, Customer, Shop
 
 # What ticket and delivery may be at the end of an order; what a lost database knew is free of this.
-_TICKETS: dict[OrderState, set[Making | None]] = {
-    OrderState.DELIVERED: {Making.READY},
+_TICKETS: dict[OrderState, set[Preparation | None]] = {
+    OrderState.DELIVERED: {Preparation.READY},
     # Nobody asked the kitchen, or it refuses; in time; or it was made already and stays in the shop.
-    OrderState.CANCELLED: {None, Making.CANCELLED, Making.READY},
+    OrderState.CANCELLED: {None, Preparation.CANCELLED, Preparation.READY},
     # The kitchen refuses; or it was made, and delivery refuses.
-    OrderState.FAILED: {None, Making.READY},
+    OrderState.FAILED: {None, Preparation.READY},
 }
-_DELIVERIES: dict[OrderState, set[Carrying | None]] = {
-    OrderState.DELIVERED: {Carrying.DELIVERED},
-    OrderState.CANCELLED: {None, Carrying.CANCELLED},
+_DELIVERIES: dict[OrderState, set[Transport | None]] = {
+    OrderState.DELIVERED: {Transport.DELIVERED},
+    OrderState.CANCELLED: {None, Transport.CANCELLED},
     OrderState.FAILED: {None},
 }
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from random import Random
 
 from grpcmesh import Workload
-from order.domain import Address, Carrying, Line, Making, Menu, MenuItem, Money, NotCancellable
+from order.domain import Address, Line, Menu, MenuItem, Money, NotCancellable, Preparation, Transport
 from order.fulfilment import Fulfilment, Patience
 from txstore import StoreUnavailable
 
@@ -27,23 +27,24 @@ class Shop:
         self.kitchen = Provider(
             world,
             "kitchen",
-            (Making.QUEUED, Making.COOKING, Making.READY),
-            Making.CANCELLED,
-            {Making.READY},
+            (Preparation.QUEUED, Preparation.COOKING, Preparation.READY),
+            Preparation.CANCELLED,
+            {Preparation.READY},
             lambda order: order.lines[0].sku == NO_RECIPE,
             self.database.ended,
         )
         self.delivery = Provider(
             world,
             "delivery",
-            (Carrying.SCHEDULED, Carrying.IN_TRANSIT, Carrying.DELIVERED),
-            Carrying.CANCELLED,
-            {Carrying.IN_TRANSIT, Carrying.DELIVERED},
+            (Transport.SCHEDULED, Transport.IN_TRANSIT, Transport.DELIVERED),
+            Transport.CANCELLED,
+            {Transport.IN_TRANSIT, Transport.DELIVERED},
             lambda order: order.address.city == NO_ROAD,
             self.database.ended,
         )
         items = tuple(MenuItem(sku, sku, Money("EUR", 8)) for sku in (PIZZA, NO_RECIPE))
-        self.menu = Menu(items, timedelta(seconds=world.random.choice((0, 0, 2))))
+        self.menu = Menu(items)
+        self.hold = timedelta(seconds=world.random.choice((0, 0, 2)))
         self.processes: list[tuple[Process, SimulatedStore]] = []
         """The last is the one that customers reach."""
         self._store = store
@@ -94,7 +95,8 @@ class Customer:
 
     async def _place(self, store: SimulatedStore) -> None:
         lines, address = (Line(self.sku, 1),), Address("1 Main St", self.city, "")
-        await store.place(self._shop.menu.order(self.order_id, "ada", lines, address, self._world.clock()))
+        shop, now = self._shop, self._world.clock()
+        await store.place(shop.menu.order(self.order_id, "ada", lines, address, now, hold=shop.hold))
 
     async def _cancel(self, store: SimulatedStore) -> None:
         try:

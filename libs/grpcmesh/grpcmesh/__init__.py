@@ -3,7 +3,7 @@
 from grpcmesh import logs
 from grpcmesh.client import Channel, connect
 from grpcmesh.contract import ContractError, Reason, reason
-from grpcmesh.errors import OVERLOADED, STORE_UNAVAILABLE, DomainError, Refusal, StartError, refusal_of
+from grpcmesh.errors import INVALID_REQUEST, OVERLOADED, STORE_UNAVAILABLE, DomainError, Refusal, StartError, refusal_of
 from grpcmesh.identity import Certificates
 from grpcmesh.metrics import Metrics
 from grpcmesh.process import run, stop_requested
@@ -12,6 +12,7 @@ from grpcmesh.tracing import Tracing
 from grpcmesh.workload import Workload
 
 __all__ = [
+    "INVALID_REQUEST",
     "OVERLOADED",
     "STORE_UNAVAILABLE",
     "Certificates",

@@ -48,8 +48,14 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class OrderApi(pb_grpc.OrderServiceServicer):
-    def __init__(self, menu: Menu, store: Store, clock: Callable[[], datetime], tracing: Tracing) -> None:
+    """The contract's OrderService for one replica."""
+
+    def __init__(
+        self, menu: Menu, store: Store, clock: Callable[[], datetime], tracing: Tracing, hold: timedelta
+    ) -> None:
+        """`hold` is how long an order waits before it goes to the kitchen."""
         self._menu = menu
+        self._hold = hold
         self._store = store
         self._clock = clock
         self._tracing = tracing
@@ -68,10 +74,16 @@ class OrderApi(pb_grpc.OrderServiceServicer):
         address = Address(request.address.street, request.address.city, request.address.postal_code)
         try:
             order = self._menu.order(
-                request.order_id, request.customer_id, lines, address, self._clock(), self._tracing.current()
+                request.order_id,
+                request.customer_id,
+                lines,
+                address,
+                self._clock(),
+                self._tracing.current(),
+                self._hold,
             )
         except UnknownSku:
-            # A repeated call is answered as before, also after an item has left the menu.
+            # A repeated call gets the same response, also after an item has left the menu.
             existing = await self._find(request.order_id)
             if existing is None:
                 raise

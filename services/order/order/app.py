@@ -34,7 +34,8 @@ async def order_app(
     menu = load_menu(settings)
     async with open_store(settings.database_url, replica=str(uuid4())) as store:
         server = Server(workload, check=store.ping)
-        server.add(add_OrderServiceServicer_to_server, OrderApi(menu, store, clock, workload.tracing), REFUSALS)
+        api = OrderApi(menu, store, clock, workload.tracing, timedelta(seconds=settings.hold))
+        server.add(add_OrderServiceServicer_to_server, api, REFUSALS)
         workload.metrics.gauge("pizza.order.live", "state", "Orders that have not ended", store.live)
         server.listen(settings.listen, health=settings.health_listen, plaintext=not settings.tls)
         patience = Patience(timedelta(seconds=settings.check_after), timedelta(seconds=settings.give_up_after))

@@ -1,7 +1,6 @@
 """The order service's settings, from the environment (ORDER_...), and its menu, from menu.toml."""
 
 import tomllib
-from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
@@ -77,7 +76,7 @@ def load_menu(settings: Settings) -> domain.Menu:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise StartError(f"{settings.menu}: {error}") from error
     items = tuple(domain.MenuItem(item.sku, item.name, _money(data.currency, item.price)) for item in data.items)
-    return domain.Menu(items, timedelta(seconds=settings.hold))
+    return domain.Menu(items)
 
 
 def _money(currency: str, price: Decimal) -> domain.Money:

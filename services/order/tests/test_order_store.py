@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 from grpcmesh import StartError
-from order.domain import Address, Line, Making, Menu, MenuItem, Money, Order, OrderIdTaken, OrderState, Step
+from order.domain import Address, Line, Menu, MenuItem, Money, Order, OrderIdTaken, OrderState, Preparation, Step
 from order.schema import orders
 from order.store import FeedLost, Store, open_store
 from txstore import StoreOverloaded, StoreUnavailable
@@ -36,7 +36,7 @@ def attempted(order: Order) -> Order:
 
 
 def cooked(order: Order) -> Order:
-    return order.making(Making.COOKING, LATER)
+    return order.preparation_reported(Preparation.COOKING, LATER)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ async def test_text_is_stored_as_it_is(store: Store, text: str) -> None:
     order = await store.place(new(customer_id=text, address=Address(text, text, text)))
     await store.place(new(customer_id="\x1a0" if text != "\x1a0" else "\0"))
     assert await store.list_orders(text, 10, None) == [order]
-    failed = await store.update(order.order_id, lambda order: order.cannot_be_made(text, LATER))
+    failed = await store.update(order.order_id, lambda order: order.rejected(Step.SUBMIT_TICKET, text, LATER))
     assert await store.get(order.order_id) == failed
     assert failed is not None
     assert failed.failure == text
