@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-CONTRACTS := $(addprefix packaging/,mesh order kitchen delivery)
+CONTRACTS := $(addprefix gen/python/pizza/,order kitchen delivery)
 DISTRIBUTIONS := libs/grpcmesh libs/txstore $(addprefix services/,order kitchen delivery all_in_one) cli
 READY := $(VENV)/ready
 
@@ -22,7 +22,6 @@ $(READY): requirements/dev.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 	@echo "setting up $(VENV)"
 	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(addprefix --editable ./,$(DISTRIBUTIONS))
-	@echo $(CURDIR)/gen/python >$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/contracts.pth
 	@touch $@
 
 .PHONY: setup
@@ -132,7 +131,7 @@ deploy: cluster certs images ## the production-like overlay on the kind cluster
 # An image installs what its service needs, in the versions that everything was tested with; build.txt is for its build
 # stage, reload.txt for its dev stage.
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
-  $(foreach name,mesh-contract grpcmesh txstore $(foreach s,order kitchen delivery,pizza-$(s)-contract pizza-$(s)),--no-emit-package $(name))
+  $(foreach name,grpcmesh txstore $(foreach s,order kitchen delivery,pizza-$(s)-contract pizza-$(s)),--no-emit-package $(name))
 .PHONY: lock
 lock: $(READY) ## resolve the dependencies anew into requirements/
 	$(COMPILE) $(addsuffix /pyproject.toml,$(CONTRACTS) $(DISTRIBUTIONS)) requirements/dev.in --output-file requirements/dev.txt

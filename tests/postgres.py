@@ -27,6 +27,8 @@ PROGRAMS = next(
     (place for place in (_DEBIAN, *map(Path, os.get_exec_path())) if {"initdb", "postgres"} <= _names(place)), None
 )
 """Where Postgres' programs are; None where there are none."""
+DATABASES = ("sqlite", "postgresql") if PROGRAMS else ("sqlite",)
+"""The kinds of database that stores are tested on here."""
 MISSING = "LEFT OUT: no Postgres here (Debian: apt-get install postgresql-15), so its tests are not run"
 
 

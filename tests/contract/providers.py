@@ -82,6 +82,8 @@ DELIVERY = Kind(
     stub=DeliveryServiceStub,
 )
 KINDS = {kind.service: kind for kind in (KITCHEN, DELIVERY)}
+PROVIDERS = ("kitchen", "busy_delivery", "quick_delivery", "fake_kitchen_provider", "fake_delivery_provider")
+"""The fixtures that are a provider each: the services, and the fakes of them."""
 
 
 class Provider:

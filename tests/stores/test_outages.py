@@ -17,11 +17,10 @@ from order.store import Store, open_store
 from pizza.order.v1 import order_service_pb2 as pb
 from txstore import StoreUnavailable
 
-from conftest import DATABASES
 from tests.contract.contract import refusal_of
 from tests.contract.customer import Customer
 from tests.contract.launch import eventually, running
-from tests.postgres import MISSING, Postgres, postgres
+from tests.postgres import DATABASES, MISSING, Postgres, postgres
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MENU = Menu((MenuItem("margherita", "Pizza Margherita", Money("EUR", 8)),))

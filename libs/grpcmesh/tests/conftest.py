@@ -1,18 +1,12 @@
 """The two ways to reach a servicer: a test that asks for `serve` runs over each, with the same expectations."""
 
-import importlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-
-importlib.invalidate_caches()  # pytest has found `mesh` by this folder alone; the contract's half of it is gen/'s
-
-from grpcmesh import Workload  # noqa: E402 # see above
-from tests.echo import EchoStub, echo_server, listening, meshed  # noqa: E402 # see above
-
-Serve = Callable[..., Awaitable[EchoStub]]
+from grpcmesh import Workload
+from grpcmesh_tests.echo import EchoStub, Serve, echo_server, listening, meshed
 
 
 @pytest.fixture(params=["wire", "in process"])

@@ -10,12 +10,11 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure, RetryInfo
 from grpc_status import rpc_status
 from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Reason, Refusal, reason, refusal_of
-from structlog.testing import capture_logs
-from tests.conftest import Serve
-from tests.echo import (
+from grpcmesh_tests.echo import (
     EchoRequest,
     EchoResponse,
     ErrorReason,
+    Serve,
     Word,
     answer,
     every_method,
@@ -24,6 +23,7 @@ from tests.echo import (
     soon,
     unary_and_stream,
 )
+from structlog.testing import capture_logs
 
 
 class Fault(Exception):

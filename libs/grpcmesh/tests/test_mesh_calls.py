@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.conftest import Serve
-from tests.echo import (
+from grpcmesh_tests.echo import (
     EchoRequest,
     EchoResponse,
     Endless,
+    Serve,
     Waiting,
     answer,
     every_method,

@@ -5,8 +5,7 @@ from typing import Any
 import grpc
 import pytest
 from grpcmesh import Refusal, Workload, refusal_of
-from structlog.testing import capture_logs
-from tests.echo import (
+from grpcmesh_tests.echo import (
     EchoRequest,
     EchoResponse,
     EchoStub,
@@ -18,6 +17,7 @@ from tests.echo import (
     server_of,
     unary_and_stream,
 )
+from structlog.testing import capture_logs
 
 INVALID = EchoResponse(number=-1)
 

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from grpcmesh import ContractError, Server, Workload, reason
-from tests.echo import EchoRequest, EchoResponse, add_contract
+from grpcmesh_tests.echo import EchoRequest, EchoResponse, add_contract
 
 _BROKEN = add_contract(
     "test.broken.v1",

@@ -6,15 +6,14 @@ from typing import Any
 import grpc
 import pytest
 from grpcmesh import Refusal, Workload, refusal_of
-from structlog.testing import capture_logs
-from tests.conftest import Serve
-from tests.echo import (
+from grpcmesh_tests.echo import (
     BRIEF,
     SERVICE,
     EchoRequest,
     EchoResponse,
     EchoStub,
     Endless,
+    Serve,
     Waiting,
     echo_server,
     every_method,
@@ -26,6 +25,7 @@ from tests.echo import (
     soon,
     unary_and_stream,
 )
+from structlog.testing import capture_logs
 
 BRIEF_AND_ROUNDING = 1000 * BRIEF + 10  # milliseconds: the wire's own format rounds up, by up to 10 in this range
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpcmesh.probe import serving
-from tests.echo import NOT_SERVING, SERVICE, SERVING, echo_server, health, listening, refused, soon, watching
+from grpcmesh_tests.echo import NOT_SERVING, SERVICE, SERVING, echo_server, health, listening, refused, soon, watching
 
 
 async def _store_is_away() -> None:

@@ -11,7 +11,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpcmesh import Certificates, Refusal, StartError, Workload, refusal_of
-from tests.echo import (
+from grpcmesh_tests.echo import (
     SERVICE,
     SERVING,
     EchoRequest,

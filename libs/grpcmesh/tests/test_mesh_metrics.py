@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 from grpcmesh import Metrics, Workload
+from grpcmesh_tests.echo import SERVICE, EchoRequest, EchoResponse, echo_server, listening, meshed, plain, refused, soon
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from tests.echo import SERVICE, EchoRequest, EchoResponse, echo_server, listening, meshed, plain, refused, soon
 
 
 def points(reader: InMemoryMetricReader, name: str, label: str = "grpc.method") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import grpc
 import grpcmesh.client
 import pytest
 from grpcmesh import StartError, Workload, connect
-from tests.echo import SERVICE, EchoRequest, EchoResponse, echo_server, listening, meshed, refused
+from grpcmesh_tests.echo import SERVICE, EchoRequest, EchoResponse, echo_server, listening, meshed, refused
 
 _ATTEMPTS = "grpc-previous-rpc-attempts"
 

@@ -12,8 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from grpcmesh import Certificates, Workload, connect
-from structlog.testing import capture_logs
-from tests.echo import (
+from grpcmesh_tests.echo import (
     SERVICE,
     EchoRequest,
     EchoResponse,
@@ -24,6 +23,7 @@ from tests.echo import (
     server_of,
     soon,
 )
+from structlog.testing import capture_logs
 
 from tools.certs import Authority
 

@@ -10,7 +10,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpcmesh import Server, StartError, Workload, refusal_of
-from tests.echo import (
+from grpcmesh_tests.echo import (
     SERVICE,
     EchoRequest,
     EchoResponse,

@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 from grpcmesh import Refusal, Workload, refusal_of
-from tests.echo import (
+from grpcmesh_tests.echo import (
     NOT_SERVING,
     SERVING,
     EchoRequest,

@@ -11,11 +11,7 @@ from typing import Any
 import pytest
 import structlog
 from grpcmesh import STORE_UNAVAILABLE, Tracing, Workload, logs, reason
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
-from tests.echo import (
+from grpcmesh_tests.echo import (
     SERVICE,
     EchoRequest,
     EchoResponse,
@@ -33,6 +29,10 @@ from tests.echo import (
     soon,
     unary_and_stream,
 )
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"

@@ -110,6 +110,10 @@ class EchoStub:
         self.SayToTheDeaf = stub(channel.unary_unary, f"/{_PACKAGE}.DeafService/Say")
 
 
+Serve = Callable[..., Awaitable[EchoStub]]
+"""The fixture of this name: serves the methods given, and gives a stub that reaches them."""
+
+
 def _add_servicer(methods: dict[str, Any], server: grpc.aio.Server) -> None:
     """As generated, but that it takes the methods that a test is about, by name."""
     unary, streams = ("Say", "SayAgain", "SayBriefly", "Confide"), ("Repeat", "RepeatBriefly", "ConfideAtLength")
