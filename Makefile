@@ -50,6 +50,7 @@ test: $(READY) ## everything that must hold: lint, types, architecture, gen/ cur
 	ruff format --check .
 	mypy
 	lint-imports
+	pylint $(foreach s,order kitchen delivery,services/$(s)/$(s))
 	$(MAKE) --no-print-directory proto-check
 	pytest
 
@@ -94,6 +95,10 @@ proto-check: $(READY)
 	@if python3 tools/third_party.py; then tools/gen_is_current; \
 	elif [ -n "$$CI" ]; then exit 1; \
 	else echo "LEFT OUT: the check that gen/ is current (see the line above)"; fi
+
+.PHONY: states
+states: $(READY) ## draw docs/states.md from the tables of the services' domains
+	@python3 tools/states.py >docs/states.md
 
 .PHONY: bench
 bench: $(READY) ## what the mesh costs a call

@@ -33,8 +33,8 @@ class OrderState(StrEnum):
 class Event(StrEnum):
     """What may move an order."""
 
-    CANCEL = "its customer cancels it"
-    CANCEL_IN_TIME = "its customer cancels it before the kitchen was asked"
+    CANCEL = "cancelled by its customer"
+    CANCEL_IN_TIME = "cancelled before the kitchen was asked"
     CANCELLED = "what was asked for is cancelled"
     COOKING = "the kitchen cooks"
     COOKED = "the kitchen is done"
@@ -42,9 +42,9 @@ class Event(StrEnum):
     PICKED_UP = "a courier has it"
     HANDED_OVER = "the customer has it"
     NOT_CARRIED = "delivery cancelled it"
-    REJECTED = "the kitchen or delivery will never take it"
+    REJECTED = "rejected for good"
     LOST = "delivery has lost it"
-    GIVEN_UP = "its step came to a fault for too long"
+    GIVEN_UP = "given up"
 
 
 _S, _E = OrderState, Event
