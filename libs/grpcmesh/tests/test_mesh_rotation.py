@@ -17,6 +17,7 @@ from grpcmesh_tests.echo import (
     EchoRequest,
     EchoResponse,
     EchoStub,
+    Waiting,
     listening,
     meshed,
     refused,
@@ -141,6 +142,24 @@ async def test_a_call_that_has_begun_ends_where_it_began(tmp_path: Path) -> None
             await until(lambda: "certificates rotated" in str(logs))
         finish.set()
         assert (await soon(call)).text == "after all"
+
+
+async def test_a_closed_channel_ends_what_it_has_begun(tmp_path: Path) -> None:
+    """Once a channel is closed it looks at its certificates no more, and calls of before a rotation are cancelled."""
+    waiting = Waiting()
+    async with friendly(tmp_path, Say=waiting) as (address, _):
+        before = asyncio.all_tasks()
+        async with connect(address, SERVICE, workload(tmp_path / "friend")) as channel:
+            pass
+        assert asyncio.all_tasks() == before
+        async with connect(address, SERVICE, workload(tmp_path / "friend")) as channel:
+            call = EchoStub(channel).Say(EchoRequest())
+            await soon(waiting.begun.wait())
+            with capture_logs() as logs:
+                (tmp_path / "friend" / "tls.crt").touch()
+                await until(lambda: str(logs).count("certificates rotated") == 2)  # the other channel's as well
+        assert call.cancelled()
+        await soon(waiting.cancelled.wait())
 
 
 # What the tests above are made of.
