@@ -17,6 +17,7 @@ from grpcmesh_tests.echo import (
     plain,
     refused,
     soon,
+    within,
 )
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -37,7 +38,7 @@ def points(reader: InMemoryMetricReader, name: str, label: str = "grpc.method") 
 
 async def counted(reader: InMemoryMetricReader, statuses: int = 1) -> None:
     """Waits until attempts have been counted with so many statuses."""
-    async with asyncio.timeout(5):
+    async with within(5, "a metric of each attempt"):
         while len(points(reader, ATTEMPTS, "grpc.status")) < statuses:  # noqa: ASYNC110 # see below
             await asyncio.sleep(0.05)  # gRPC tells it by a thread of its own
 

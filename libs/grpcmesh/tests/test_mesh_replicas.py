@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from grpcmesh_tests.echo import (
     plain,
     refused,
     soon,
+    within,
 )
 
 LIMIT = 15.0  # seconds: half of what gRPC waits by itself where it is told nothing
@@ -50,35 +51,24 @@ async def both(first: Server, second: Server) -> AsyncIterator[EchoStub]:
         yield stub
 
 
-async def until_calls(stub: EchoStub, enough: Callable[[str], bool]) -> None:
-    """Calls until an answer, or the name of its error's code, is enough."""
-    async with asyncio.timeout(LIMIT):
-        while True:
+async def until_calls(stub: EchoStub, outcome: str, *, in_a_row: int = 1) -> None:
+    """Calls until so many calls in a row have had this outcome: a replica's name, or that of an error's code."""
+    seen = 0
+    async with within(LIMIT, f"{outcome!r}, {in_a_row} times in a row"):
+        while seen < in_a_row:
             try:
                 said = (await stub.Say(EchoRequest())).text
             except grpc.aio.AioRpcError as error:
                 said = error.code().name
-            if enough(said):
-                return
+            seen = seen + 1 if said == outcome else 0
             await asyncio.sleep(0.005)  # a pause between calls, not a wait for anything
-
-
-class InARow:
-    """Whether the same was said so many times without anything else between."""
-
-    def __init__(self, word: str, times: int) -> None:
-        self._word, self._times, self._seen = word, times, 0
-
-    def __call__(self, said: str) -> bool:
-        self._seen = self._seen + 1 if said == self._word else 0
-        return self._seen == self._times
 
 
 async def test_calls_are_spread_over_the_replicas() -> None:
     """Each replica has its share of the calls of one channel."""
     async with both(replica("a"), replica("b")) as stub:
         for name in "ab":
-            await until_calls(stub, InARow(name, 1))
+            await until_calls(stub, name)
         shares = Counter([(await stub.Say(EchoRequest())).text for _ in range(20)])
     assert shares == {"a": 10, "b": 10}
 
@@ -90,8 +80,8 @@ async def test_a_replica_that_fails_its_calls_is_left_alone() -> None:
         await context.abort(grpc.StatusCode.DATA_LOSS, "by the replica, not by the request")
 
     async with both(replica("well"), echo_server(Say=broken)) as stub:
-        await until_calls(stub, InARow("DATA_LOSS", 1))
-        await until_calls(stub, InARow("well", 50))
+        await until_calls(stub, "DATA_LOSS")
+        await until_calls(stub, "well", in_a_row=50)
 
 
 async def test_a_replica_that_does_not_serve_is_left_alone() -> None:
@@ -103,22 +93,26 @@ async def test_a_replica_that_does_not_serve_is_left_alone() -> None:
             raise OSError("the store is away")
 
     async with both(replica("well"), replica("ill", check=check)) as stub:
-        await until_calls(stub, InARow("ill", 1))
+        await until_calls(stub, "ill")
         ill.set()
-        await until_calls(stub, InARow("well", 50))
+        await until_calls(stub, "well", in_a_row=50)
         ill.clear()
-        await until_calls(stub, InARow("ill", 1))
+        await until_calls(stub, "ill")
 
 
 async def test_the_health_that_counts_is_that_of_the_service() -> None:
     """A server whose process serves and whose service does not is sent no call: it is asked for the service by name."""
     waiting = Waiting()
+
+    async def say(request: Any, context: Any) -> None:
+        await waiting(request, context)
+
     servicer = grpcs_own_health.aio.HealthServicer()
     await servicer.set("", SERVING)
     await servicer.set(SERVICE, NOT_SERVING)
     server = grpc.aio.server()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    handler = grpc.unary_unary_rpc_method_handler(waiting, EchoRequest.FromString, EchoResponse.SerializeToString)
+    handler = grpc.unary_unary_rpc_method_handler(say, EchoRequest.FromString, EchoResponse.SerializeToString)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Say": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -177,7 +171,7 @@ async def test_a_long_lived_channel_finds_a_new_replica() -> None:
         await new.start()
         stack.push_async_callback(new.stop)
         names.addresses.append("127.0.0.2")
-        await until_calls(stub, InARow("new", 1))
+        await until_calls(stub, "new")
 
 
 @pytest.mark.usefixtures("hasty")
@@ -224,7 +218,8 @@ async def test_a_server_that_went_away_is_tried_again_soon() -> None:
         port = server.sockets[0].getsockname()[1]
         async with server, meshed(f"127.0.0.1:{port}") as stub:
             stub.channel.get_state(try_to_connect=True)
-            await asyncio.wait_for(nobody.tried_enough.wait(), LIMIT)
+            async with within(LIMIT, f"{TRIES} attempts to connect"):
+                await nobody.tried_enough.wait()
             nobody.close()
         return [later - earlier for earlier, later in itertools.pairwise(nobody.tried)]
 

@@ -23,6 +23,7 @@ from grpcmesh_tests.echo import (
     refused,
     server_of,
     soon,
+    within,
 )
 from structlog.testing import capture_logs
 
@@ -89,7 +90,7 @@ async def test_a_new_authority_under_load_fails_no_call(write: Write, tmp_path: 
                 for folder in (echo, friend):
                     write(authority, folder, folder.name, trusted)
                 current = (friend / "tls.crt").read_bytes().decode()
-                async with asyncio.timeout(ROTATION_LIMIT):
+                async with within(ROTATION_LIMIT, "a call with the new certificate"):
                     while await confide() != current:
                         pass
             done.set()
@@ -120,7 +121,7 @@ async def test_files_that_do_not_fit_are_not_used(tmp_path: Path) -> None:
         for name in ("echo", "friend"):
             for file in ("tls.key", "ca.crt"):
                 (tmp_path / "next" / name / file).replace(tmp_path / name / file)
-        async with asyncio.timeout(ROTATION_LIMIT):
+        async with within(ROTATION_LIMIT, "a call with the new certificate"):
             while (await stub.Confide(EchoRequest())).text == before:
                 pass
 
@@ -202,6 +203,6 @@ async def friendly(folder: Path, **methods: Any) -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(ROTATION_LIMIT):
+    async with within(ROTATION_LIMIT, "what the test waits for"):
         while not condition():  # noqa: ASYNC110 # see below
             await asyncio.sleep(0.01)  # nothing tells that something was logged
