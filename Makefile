@@ -36,7 +36,7 @@ up-split: $(READY) ## the shop as three processes, order on localhost:8080
 	@tools/up split
 
 .PHONY: up-kitchen up-delivery up-order
-up-kitchen: ## one service alone, as its own process (likewise up-delivery and up-order)
+up-kitchen: ## one service alone, as its own process (also up-delivery and up-order)
 up-kitchen up-delivery up-order: $(READY)
 	@tools/up $(@:up-%=%)
 
@@ -138,7 +138,7 @@ deploy: cluster certs images ## the production-like overlay on the kind cluster
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
   $(foreach name,grpcmesh txstore $(foreach s,order kitchen delivery,pizza-$(s)-contract pizza-$(s)),--no-emit-package $(name))
 .PHONY: lock
-lock: $(READY) ## resolve the dependencies anew into requirements/
+lock: $(READY) ## resolve the dependencies again into requirements/
 	$(COMPILE) $(addsuffix /pyproject.toml,$(CONTRACTS) $(DISTRIBUTIONS)) requirements/dev.in --output-file requirements/dev.txt
 	$(foreach s,order kitchen delivery,$(COMPILE) --constraint requirements/dev.txt services/$(s)/pyproject.toml --output-file requirements/$(s).txt && )true
 	echo hatchling | $(COMPILE) --constraint requirements/dev.txt - --output-file requirements/build.txt

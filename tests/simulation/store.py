@@ -87,7 +87,7 @@ class SimulatedStore(Store):
         """There is no other replica to leave them to."""
 
     async def restart_feed(self, feed: str, check: Step, now: datetime) -> None:
-        await self._transact(f"{feed} anew", lambda: self._forget(feed, check, now))
+        await self._transact(f"restart {feed}", lambda: self._forget(feed, check, now))
         self.due.notify()
 
     async def _transact(self, words: str, work: Callable[[], T]) -> T:
