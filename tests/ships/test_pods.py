@@ -98,9 +98,7 @@ def test_a_pod_runs_as_the_user_of_its_image(shop: Rendered, service: str) -> No
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_pod_has_its_own_settings_and_no_others(
-    shop: Rendered, service: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_are_read_and_taken(shop: Rendered, service: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each variable that the manifests set is one that something reads, with a value that is taken."""
     deployment = shop.one("Deployment", service)
     # Or the cluster adds variables of its own, some of them named as settings are.
