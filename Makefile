@@ -64,8 +64,9 @@ test: $(READY) $(GO_PROGRAMS) ## everything that must hold: lint, types, archite
 SEED ?= 1
 SCHEDULES ?= 10000
 .PHONY: simulate
-simulate: $(READY) ## fulfilment through SCHEDULES (10000) seeded schedules of faults, from SEED (1) on
+simulate: $(READY) ## fulfilment through SCHEDULES (10000) seeded schedules of faults, from SEED (1) on; a tenth over the real store
 	@$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) --seed $(SEED)
+	@$(BIN)/python -m tests.simulation --schedules $$(($(SCHEDULES) / 10)) --seed $(SEED) --store real
 
 ORDERS ?= 2000
 KILLS ?= 100
