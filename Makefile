@@ -76,6 +76,11 @@ REPLICAS ?= 1
 chaos: $(READY) ## ORDERS (2000) under KILLS (100) SIGKILLs, as SEED (1) says; STORE=postgres [REPLICAS=2] kills that too
 	@$(BIN)/python -m tests.chaos --seed $(SEED) --orders $(ORDERS) --kills $(KILLS) --store $(STORE) --replicas $(REPLICAS)
 
+NAMES ?=
+.PHONY: mutants
+mutants: $(READY) $(GO_PROGRAMS) ## plant each fault of tests/mutants (NAMES: those that begin so); the tests must see all
+	@$(BIN)/python -m tests.mutants $(NAMES) $(if $(SAMPLE),--sample $(SAMPLE))
+
 RESTARTS ?= 24
 .PHONY: drain
 drain: $(READY) ## restart two kitchens under load, RESTARTS (24) times each, and count the calls that are lost
