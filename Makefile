@@ -142,6 +142,10 @@ images: $(addprefix image-,$(IMAGES)) ## the container images pizza-order, pizza
 $(addprefix image-,$(IMAGES)):
 	docker build --file services/$(@:image-%=%)/Dockerfile --tag pizza-$(@:image-%=%) .
 
+.PHONY: test-images
+test-images: $(READY) ## build each image, look into it, start it and stop it (needs Docker)
+	DOCKER=needed pytest tests/images
+
 .PHONY: deploy
 deploy: cluster certs images ## the production-like overlay on the kind cluster
 	@tools/deploy

@@ -63,7 +63,13 @@ class Dockerfile:
                 case "HEALTHCHECK":
                     image.healthcheck = value
                 case "ENTRYPOINT":
-                    image.entrypoint, image.command = json.loads(value), []
+                    image.entrypoint, image.command = _words(value), []
                 case "CMD":
-                    image.command = json.loads(value)
+                    image.command = _words(value)
         return image
+
+
+def _words(command: str) -> list[str]:
+    """A command in either of its forms, the exec form and the shell's."""
+    words: list[str] = json.loads(command) if command.startswith("[") else ["/bin/sh", "-c", command]
+    return words

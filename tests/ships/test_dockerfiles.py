@@ -1,5 +1,6 @@
 """Each service's Dockerfile: what the image takes in, whom it runs as, and that its ports are one truth."""
 
+import fnmatch
 import json
 import re
 
@@ -63,11 +64,17 @@ def test_what_an_image_installs_is_locked(service: str) -> None:
 
 
 def test_what_an_image_copies_is_there(service: str) -> None:
-    """Each source of a COPY is in the repository, and .dockerignore lets it in."""
-    let_in = re.findall(r"^!(.+)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    """Each source of a COPY is in the repository, and .dockerignore lets it in, data and all."""
+    ignore = (ROOT / ".dockerignore").read_text()
+    let_in = re.findall(r"^!(.+)", ignore, re.MULTILINE)
     for path in Dockerfile(service).copied():
         assert (ROOT / path).exists(), path
         assert any(f"{path}/".startswith(f"{each}/") for each in let_in), path
+    files = {path for path in (ROOT / "services" / service / service).rglob("*.*") if path.suffix != ".pyc"}
+    kept_out = re.findall(r"^\*\*/(.+)", ignore, re.MULTILINE)
+    for file in files | {path for path in imported(service).values() if ours(path)}:
+        parts = file.relative_to(ROOT).parts
+        assert not [each for each in kept_out if fnmatch.filter(parts, each)], file
 
 
 def test_an_image_holds_what_it_imports_and_no_other_contract(service: str) -> None:
