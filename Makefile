@@ -51,15 +51,21 @@ up-kitchen up-delivery up-order: $(READY)
 certs: $(READY) ## a development CA and a certificate for each service, in .data/certificates
 	@python3 tools/certs.py .data/certificates order kitchen delivery
 
-.PHONY: test
+# The tests wait more than they compute, so that lint and types go beside them, and more of them than there are cores.
+.PHONY: test lint tests
 test: $(READY) $(GO_PROGRAMS) ## everything that must hold: lint, types, architecture, gen/ current, tests
+	@$(MAKE) --no-print-directory --jobs 2 tests lint
+
+lint: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 	pylint $(foreach s,order kitchen delivery,services/$(s)/$(s))
-	$(MAKE) --no-print-directory proto-check
-	pytest
+	@$(MAKE) --no-print-directory proto-check
+
+tests: $(READY) $(GO_PROGRAMS)
+	pytest --numprocesses 4 --dist loadfile --ignore tests/images
 
 SEED ?= 1
 SCHEDULES ?= 10000
