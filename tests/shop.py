@@ -15,12 +15,12 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpcmesh.authority import Authority
 from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
 
 from tests.ports import free_port
 from tests.postgres import Databases, Postgres
-from tools.certs import Authority
 
 SERVICES = ("order", "kitchen", "delivery")
 TOPOLOGIES = {"all in one": ("all_in_one",), "processes": ("kitchen", "delivery", "order")}
@@ -60,7 +60,7 @@ class Shop:
         """The URLs of what the services store in."""
         urls = {f"{service.upper()}_DATABASE_URL": url for service, url in self.databases.items()}
         split = {f"ORDER_{inner.upper()}_TARGET": self._addresses(inner) for inner in ("kitchen", "delivery")}
-        quick = {"MESH_CHECK_ANSWERS": "true", "KITCHEN_TIME_SCALE": "0.0002", "DELIVERY_TIME_SCALE": "0.0002"}
+        quick = {"MESH_CHECK_RESPONSES": "true", "KITCHEN_TIME_SCALE": "0.0002", "DELIVERY_TIME_SCALE": "0.0002"}
         self.environment = os.environ | urls | quick | ({} if topology == "all in one" else split)
         for service in SERVICES:
             self.environment |= self._listen(service)

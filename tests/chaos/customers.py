@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import grpc
-from grpcmesh import refusal_of
+from grpcmesh import error_info_of
 from pizza.order.v1 import order_service_pb2 as pb
 
 from tests.chaos.ledger import Entry, Ledger, Sighting
@@ -129,10 +129,10 @@ class Customer:
                 request = pb.CancelOrderRequest(order_id=entry.order_id)
                 return _state((await self._stub.CancelOrder(request, timeout=_PATIENCE)).order)
             except grpc.aio.AioRpcError as error:
-                refusal = refusal_of(error)
-                if refusal is None or refusal.reason != "NOT_CANCELLABLE":
+                info = error_info_of(error)
+                if info is None or info.reason.name != "NOT_CANCELLABLE":
                     raise
-                return refusal.metadata["state"]
+                return info.metadata["state"]
 
         entry.cancelled = await self._persist("CancelOrder", entry.order_id, send)
 

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpcmesh.authority import Authority
 
 from tests.ports import free_port
 from tests.postgres import Databases
-from tools.certs import Authority
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ def _start(service: str, folder: Path, secure: bool, environment: Mapping[str, s
     if secure:
         settings |= {"MESH_CERTIFICATES": str(folder / "certificates"), "ORDER_TLS": "true"}
         AUTHORITY.write(folder / "certificates", service)
-    settings |= {"MESH_CHECK_ANSWERS": "true"} | dict(environment)
+    settings |= {"MESH_CHECK_RESPONSES": "true"} | dict(environment)
     process = subprocess.Popen(COMMANDS[service], env=os.environ | settings, stderr=log)
     channel = connect(address, service, "order") if secure else connect(address)
     started = Running(service, address, process, end.enter_context(channel))

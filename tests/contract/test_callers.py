@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from grpc_status import rpc_status
+from grpcmesh.authority import Authority
 
 from tests.contract.contract import (
     ANYONE,
@@ -25,7 +26,6 @@ from tests.contract.contract import (
 )
 from tests.contract.launch import Running, connect, running
 from tests.contract.providers import KINDS, Kind, Provider
-from tools.certs import Authority
 
 PAGE = Path(__file__).parents[2] / "docs" / "callers.md"
 FOREIGN_AUTHORITY = Authority()

@@ -8,11 +8,11 @@ from uuid import uuid4
 import grpc
 import pytest
 from grpcmesh import Certificates, Workload, connect
+from grpcmesh.authority import Authority
 from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceStub
 
 from tests.shop import Shop, customer
-from tools.certs import Authority
 
 CUSTOMERS = 4
 LIMIT = 10.0  # seconds

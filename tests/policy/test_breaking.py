@@ -13,14 +13,14 @@ from google.protobuf.descriptor_pb2 import (
     MethodDescriptorProto,
     MethodOptions,
 )
-from grpcmesh.breaking import Contract, breaks
+from grpcmesh.build.breaking import Revision, breaks
 from mesh.v1 import policy_pb2
 from pizza.kitchen.v1 import kitchen_service_pb2
 
 Change = Callable[[FileDescriptorProto], object]
 
 
-def revision(change: Change = lambda _: None) -> Contract:
+def revision(change: Change = lambda _: None) -> Revision:
     """The kitchen's contract with a change, in a revision of its own."""
     files: dict[str, FileDescriptorProto] = {}
 
@@ -31,7 +31,7 @@ def revision(change: Change = lambda _: None) -> Contract:
 
     collect(kitchen_service_pb2.DESCRIPTOR)
     change(files[kitchen_service_pb2.DESCRIPTOR.name])
-    return Contract(FileDescriptorSet(file=files.values()))
+    return Revision(FileDescriptorSet(file=files.values()))
 
 
 def method(file: FileDescriptorProto, name: str) -> MethodDescriptorProto:

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.compiler.plugin_pb2 import CodeGeneratorRequest, CodeGeneratorResponse
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, MethodOptions
-from grpcmesh.plugin import generate
+from grpcmesh.build.plugin import generate
 from mesh.v1 import policy_pb2
 from pizza.delivery.v1 import delivery_service_pb2
 from pizza.kitchen.v1 import kitchen_service_pb2

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpcmesh import Refusal, Workload, refusal_of
+from grpcmesh import Workload, error_info_of
 from grpcmesh_tests.echo import (
     BRIEF,
     SERVICE,
@@ -23,6 +23,7 @@ from grpcmesh_tests.echo import (
     refused,
     result,
     soon,
+    told,
     unary_and_stream,
 )
 from structlog.testing import capture_logs
@@ -138,4 +139,4 @@ async def test_the_ceiling_holds_for_a_reader_that_does_not_read() -> None:
 
 def assert_timed_out(error: grpc.aio.AioRpcError, method: str) -> None:
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert refusal_of(error) == Refusal("TIMEOUT", "mesh", f"/{SERVICE}/{method}Briefly took longer than 0.3 s")
+    assert error_info_of(error) == told("TIMEOUT", f"/{SERVICE}/{method}Briefly took longer than 0.3 s")

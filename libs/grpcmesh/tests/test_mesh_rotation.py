@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from grpcmesh import Certificates, Workload, connect
+from grpcmesh.authority import Authority
 from grpcmesh_tests.echo import (
     SERVICE,
     EchoRequest,
@@ -26,8 +27,6 @@ from grpcmesh_tests.echo import (
     within,
 )
 from structlog.testing import capture_logs
-
-from tools.certs import Authority
 
 FILES = ("tls.crt", "tls.key", "ca.crt")
 CALLERS = 4
@@ -188,7 +187,7 @@ def issuer(certificate: str) -> Any:
 
 def workload(folder: Path) -> Workload:
     """The workload that the folder is named for, with the certificates in it."""
-    return Workload(folder.name, Certificates(folder), drain=0)
+    return Workload(folder.name, Certificates(folder), drain_seconds=0)
 
 
 @asynccontextmanager

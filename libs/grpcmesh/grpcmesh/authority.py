@@ -1,9 +1,11 @@
-"""Makes a development CA and a certificate for each workload: `python tools/certs.py FOLDER WORKLOAD...`
+"""A certificate authority for development and tests: `python -m grpcmesh.authority FOLDER WORKLOAD...`
 
 FOLDER/WORKLOAD holds tls.crt, tls.key and ca.crt, as a Kubernetes TLS secret does. A certificate names its workload by
-a SPIFFE id. What is there and holds for another week is left alone.
+a SPIFFE id (https://spiffe.io). Certificates that are there and hold for another week are left alone. Needs the extra
+`grpcmesh[authority]`.
 """
 
+import argparse
 import sys
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -14,15 +16,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-TRUST_DOMAIN = "pizza.local"
+TRUST_DOMAIN = "mesh.local"
 _VALID = timedelta(days=90)
 _RENEW = timedelta(days=7)
+_SKEW = timedelta(minutes=5)  # clocks differ
 
 
 class Authority:
-    """A certificate authority: signs workloads' certificates, and is what they are trusted by."""
+    """Signs workloads' certificates, which are trusted by its own; its key is kept nowhere."""
 
-    def __init__(self, name: str = "development") -> None:
+    def __init__(self, name: str = "development", trust_domain: str = TRUST_DOMAIN) -> None:
+        """`name` is the common name of its own certificate; SPIFFE ids are of the `trust_domain`."""
+        self._trust_domain = trust_domain
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._certificate = (
             _builder(name, name, self._key.public_key())
@@ -44,12 +49,13 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         self.pem = self._certificate.public_bytes(serialization.Encoding.PEM)
+        """Its own certificate: a workload's ca.crt."""
 
     def issue(self, workload: str) -> tuple[bytes, bytes]:
-        """A certificate for a workload and its key, as PEM."""
+        """Returns a certificate for a workload and its key, as PEM; it holds for 90 days."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [
-            x509.UniformResourceIdentifier(f"spiffe://{TRUST_DOMAIN}/{workload}"),
+            x509.UniformResourceIdentifier(f"spiffe://{self._trust_domain}/{workload}"),
             x509.DNSName(workload),
             x509.DNSName("localhost"),
             x509.IPAddress(ip_address("127.0.0.1")),
@@ -67,7 +73,10 @@ class Authority:
         )
 
     def write(self, folder: Path, workload: str, trusted: bytes | None = None) -> None:
-        """Writes a workload's three files; `trusted` are the CAs that it trusts, this one unless said otherwise."""
+        """Writes a workload's three files, readable by their owner alone, each whole or not at all.
+
+        `trusted` are the certificates of the CAs that it trusts, this one's unless said otherwise.
+        """
         certificate, key = self.issue(workload)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in {"tls.crt": certificate, "tls.key": key, "ca.crt": trusted or self.pem}.items():
@@ -85,7 +94,7 @@ def _builder(subject: str, issuer: str, key: ec.EllipticCurvePublicKey) -> x509.
         .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))  # clocks differ
+        .not_valid_before(now - _SKEW)
         .not_valid_after(now + _VALID)
     )
 
@@ -98,14 +107,20 @@ def _lasts(folder: Path) -> bool:
     return certificate.not_valid_after_utc > datetime.now(UTC) + _RENEW
 
 
-def main(folder: Path, workloads: list[str]) -> None:
+def renew(folder: Path, workloads: list[str], trust_domain: str = TRUST_DOMAIN) -> None:
+    """Writes certificates of a new authority for all workloads, unless those of all hold for another week."""
     if all(_lasts(folder / workload) for workload in workloads):
         return
-    authority = Authority()
+    authority = Authority(trust_domain=trust_domain)
     for workload in workloads:
         authority.write(folder / workload, workload)
     print(f"certificates for {', '.join(workloads)} in {folder}/", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    parser = argparse.ArgumentParser(prog="python -m grpcmesh.authority", description="a CA for development and tests")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("workloads", nargs="+", metavar="workload")
+    parser.add_argument("--trust-domain", default=TRUST_DOMAIN, help=TRUST_DOMAIN)
+    arguments = parser.parse_args()
+    renew(arguments.folder, arguments.workloads, arguments.trust_domain)
