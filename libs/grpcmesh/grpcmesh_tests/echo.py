@@ -176,7 +176,8 @@ async def watching(address: str, service: str = "") -> AsyncIterator[Callable[[]
         watch = health(channel).Watch(HealthCheckRequest(service=service))
 
         async def status() -> int:
-            response: HealthCheckResponse = await soon(watch.read())
+            response = await soon(watch.read())
+            assert isinstance(response, HealthCheckResponse), "the watch has ended"
             return response.status
 
         yield status

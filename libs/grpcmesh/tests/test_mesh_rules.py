@@ -363,6 +363,7 @@ async def through(handle: Any, request: Any = None, call: Call | None = None) ->
         (rules.valid_requests(say), EchoRequest(), Call(), None),
         (rules.in_time(say, SAY_BRIEFLY), EchoRequest(), Call(remaining=9), None),
     ],
+    ids=["nobody", "a stranger", "a friend", "an invalid request", "no message", "a valid request", "in time"],
 )
 async def test_a_rule_is_kept_by_itself(handle: Any, request_: Any, call: Call, reason_: Reason | None) -> None:
     """Each rule refuses what it is for, and passes everything else on."""
