@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgres import MISSING, PROGRAMS, Postgres, postgres
-
-DATABASES = ("sqlite", "postgresql") if PROGRAMS else ("sqlite",)
+from tests.postgres import DATABASES, MISSING, PROGRAMS, Postgres, postgres
 
 
 @pytest.fixture(scope="session")

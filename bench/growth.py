@@ -17,7 +17,9 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from kitchen import schema as kitchen_schema
 from kitchen import store as kitchen_store
+from order import schema as order_schema
 from order import store as order_store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -108,11 +110,11 @@ async def measure(folder: Path, stored: int) -> dict[str, float]:
             fill,
             order_url,
             stored,
-            (order_store.orders, orders),
-            (order_store.changes, lambda numbers: changes("order_id", STATES, numbers, failure="")),
+            (order_schema.orders, orders),
+            (order_schema.changes, lambda numbers: changes("order_id", STATES, numbers, failure="")),
         )
         await median("get an order", lambda number: store.get(order_id(number)))
-        await median("list a customer's orders", lambda number: store.list(customer(number), 51, None))
+        await median("list a customer's orders", lambda number: store.list_orders(customer(number), 51, None))
         await median("begin to watch an order", lambda number: first(store.watch(order_id(number))))
         await median("take due orders", lambda _: store.take_due(NOW, NOW, DUE))
         await median("find nothing due", lambda _: store.take_due(NOW - timedelta(days=1), NOW, DUE))
@@ -121,8 +123,8 @@ async def measure(folder: Path, stored: int) -> dict[str, float]:
             fill,
             kitchen_url,
             stored,
-            (kitchen_store.tickets, tickets),
-            (kitchen_store.changes, lambda numbers: changes("ticket_id", TICKET_STATES, numbers)),
+            (kitchen_schema.tickets, tickets),
+            (kitchen_schema.changes, lambda numbers: changes("ticket_id", TICKET_STATES, numbers)),
         )
         await median("resume the feed", lambda number: first(kitchen.follow(number * len(TICKET_STATES))))
     return figures

@@ -5,6 +5,7 @@ grpcio-tools ships its generator inside a protoc of its own and not as a plugin 
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from google.protobuf.compiler.plugin_pb2 import CodeGeneratorRequest, CodeGeneratorResponse
@@ -18,9 +19,7 @@ def generate(request: CodeGeneratorRequest) -> CodeGeneratorResponse:
         out.mkdir()
         descriptors = Path(folder, "descriptors.binpb")
         descriptors.write_bytes(FileDescriptorSet(file=request.proto_file).SerializeToString())
-        # A file without services would get a stub that holds nothing.
-        with_services = {file.name for file in request.proto_file if file.service}
-        files = [name for name in request.file_to_generate if name in with_services]
+        files = with_services(request)  # another would get a stub that holds nothing
         arguments = ["protoc", f"--descriptor_set_in={descriptors}", f"--grpc_python_out={out}", *files]
         if files and protoc.main(arguments) != 0:
             return CodeGeneratorResponse(error="grpc_tools.protoc failed: see its message above")
@@ -33,6 +32,17 @@ def generate(request: CodeGeneratorRequest) -> CodeGeneratorResponse:
         )
 
 
+def with_services(request: CodeGeneratorRequest) -> list[str]:
+    """The files to generate that define a service."""
+    found = {file.name for file in request.proto_file if file.service}
+    return [name for name in request.file_to_generate if name in found]
+
+
+def run(plugin: Callable[[CodeGeneratorRequest], CodeGeneratorResponse]) -> None:
+    """Runs a plugin as buf does: a request on stdin, a response on stdout."""
+    response = plugin(CodeGeneratorRequest.FromString(sys.stdin.buffer.read()))
+    sys.stdout.buffer.write(response.SerializeToString())
+
+
 if __name__ == "__main__":
-    answer = generate(CodeGeneratorRequest.FromString(sys.stdin.buffer.read()))
-    sys.stdout.buffer.write(answer.SerializeToString())
+    run(generate)

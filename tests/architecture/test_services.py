@@ -11,12 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("order", "kitchen", "delivery")
+FOLDERS = (*(f"services/{service}/{service}" for service in SERVICES), "libs/grpcmesh/grpcmesh", "libs/txstore/txstore")
 # The one file that not every service has: only order asks others for anything.
 OWN = {"clients.py"}
 OURS = {
     "grpcmesh": "grpcmesh",
-    "mesh": "mesh-contract",
-    "buf": "mesh-contract",
+    "txstore": "txstore",
+    "mesh": "grpcmesh",
+    "buf": "grpcmesh",
     **{f"pizza.{service}": f"pizza-{service}-contract" for service in SERVICES},
 }
 
@@ -30,12 +32,12 @@ def test_who_has_read_one_service_has_read_all() -> None:
     assert files["order"] == files["kitchen"] == files["delivery"]
 
 
-@pytest.mark.parametrize("folder", [*(f"services/{service}/{service}" for service in SERVICES), "mesh/grpcmesh"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_a_distribution_declares_what_it_imports(folder: str) -> None:
     """Each import outside the standard library is among the dependencies that the distribution declares."""
     package = ROOT / folder
     project = tomllib.loads((package.parent / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[<>=;\s]", line)[0] for line in project["dependencies"]}
+    declared = {project["name"], *(re.split(r"[<>=;\s]", line)[0] for line in project["dependencies"])}
     undeclared = {
         f"{path.relative_to(ROOT)} imports {module}"
         for path in package.rglob("*.py")
@@ -44,6 +46,29 @@ def test_a_distribution_declares_what_it_imports(folder: str) -> None:
         and not distributions(module) & declared
     }
     assert not undeclared
+
+
+def test_nobody_imports_from_a_conftest() -> None:
+    """A conftest is pytest's, and several have that name."""
+    line = re.compile(r"^\s*(from|import)\b.*\bconftest\b", re.MULTILINE)
+    assert not [path for path in python_files() if line.search(path.read_text())]
+
+
+def test_tests_is_the_folder_at_the_root() -> None:
+    """What a distribution's tests share stands beside them, in a package with a name of its own: `grpcmesh_tests`."""
+    elsewhere = {
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in python_files()
+        for module in imports(path)
+        if module.startswith("tests.") and not list(ROOT.glob(f"{module.replace('.', '/')}*"))
+    }
+    assert not elsewhere
+
+
+def python_files() -> list[Path]:
+    """All that is written by hand."""
+    folders = ("bench", "cli", "libs", "services", "tests", "tools")
+    return [ROOT / "conftest.py", *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
 
 
 def imports(path: Path) -> set[str]:

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from conftest import DATABASES
 from tests.contract import launch
 from tests.contract.fakes import FakeDelivery, FakeKitchen
 from tests.contract.launch import DATA, Running, connect, running
-from tests.contract.providers import DELIVERY, KITCHEN, Provider
+from tests.contract.providers import DELIVERY, KITCHEN, PROVIDERS, Provider
+from tests.postgres import DATABASES
 
-PROVIDERS = ("kitchen", "busy_delivery", "quick_delivery", "fake_kitchen_provider", "fake_delivery_provider")
 Temporary = pytest.TempPathFactory
 
 
@@ -57,7 +56,7 @@ def kitchen(tmp_path_factory: Temporary, database: None) -> Iterator[Provider]:
     }
     with running("kitchen", tmp_path_factory.mktemp("kitchen")) as process:
         provider = Provider(KITCHEN, process.channel, ways)
-        provider.new("diavola")  # holds the only place where they are made
+        provider.new("diavola")  # holds the only station where they are made
         yield provider
 
 

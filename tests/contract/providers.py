@@ -43,7 +43,8 @@ class Kind:
         return f"{self.noun}_id"
 
     def state(self, thing: Thing) -> str:
-        return self._states.Name(thing.state).removeprefix(f"{self.noun.upper()}_STATE_")  # type: ignore[no-any-return]
+        name: str = self._states.Name(thing.state)
+        return name.removeprefix(f"{self.noun.upper()}_STATE_")
 
     def number(self, state: str) -> int:
         return int(self._states.Value(f"{self.noun.upper()}_STATE_{state}"))
@@ -82,6 +83,8 @@ DELIVERY = Kind(
     stub=DeliveryServiceStub,
 )
 KINDS = {kind.service: kind for kind in (KITCHEN, DELIVERY)}
+PROVIDERS = ("kitchen", "busy_delivery", "quick_delivery", "fake_kitchen_provider", "fake_delivery_provider")
+"""The fixtures that are a provider each: the services, and the fakes of them."""
 
 
 class Provider:

@@ -10,10 +10,9 @@ import pytest
 from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceStub
 
-from tests.contract.conftest import PROVIDERS
 from tests.contract.contract import Refusal, refusal_of, refused
 from tests.contract.launch import eventually
-from tests.contract.providers import Provider, Thing
+from tests.contract.providers import PROVIDERS, Provider, Thing
 
 
 def test_a_thing_is_stored_as_asked_for(provider: Provider) -> None:

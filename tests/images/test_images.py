@@ -32,7 +32,7 @@ print(json.dumps({
     "modules": [name for name in sys.argv[1:] if importlib.util.find_spec(name)],
     "contracts": sorted(path.name for path in pathlib.Path("/app/pizza").iterdir()),
     "programs": [name for name in ("pip", "gcc", "cc", "make", "uv") if shutil.which(name)],
-    "writable": [place for place in ("/app", "/venv", sys.prefix) if os.access(place, os.W_OK)],
+    "writable": [path for path in ("/app", "/venv", sys.prefix) if os.access(path, os.W_OK)],
 }))
 """
 

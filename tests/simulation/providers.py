@@ -5,17 +5,17 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Generic
 
 from order.clients import (
+    BadToken,
     Delivery,
     Kitchen,
-    NotThere,
+    NotFound,
     PastCancelling,
     Progress,
-    Refused,
-    TokenRefused,
+    Rejected,
     Unreachable,
     Update,
 )
-from order.domain import Carrying, Making, Order
+from order.domain import Order, Preparation, Transport
 
 from tests.simulation.process import Process, outcome_of
 from tests.simulation.world import World
@@ -72,7 +72,7 @@ class Provider(Generic[Progress]):
 
     def submit(self, order: Order) -> None:
         if self._refuses(order):
-            raise Refused("never")
+            raise Rejected("never")
         if order.order_id not in self.things:
             self._record(order.order_id, self._stages[0])
             self._begin(order.order_id, 1)
@@ -86,14 +86,14 @@ class Provider(Generic[Progress]):
 
     def check(self, order: Order) -> Progress:
         if order.order_id not in self.things:
-            raise NotThere
+            raise NotFound
         return self.things[order.order_id]
 
     def follow(self, token: str) -> tuple[int, int]:
-        """The database and the place in its feed that a token means; raises TokenRefused for another database's."""
+        """The database and the place in its feed that a token means; raises BadToken for another database's."""
         generation, position = map(int, token.split(":")) if token else (self._generation, 0)
         if generation != self._generation:
-            raise TokenRefused
+            raise BadToken
         return generation, position
 
     async def updates(self, process: Process, token: str) -> AsyncGenerator[Update[Progress], None]:
@@ -138,7 +138,7 @@ class Provider(Generic[Progress]):
 
 
 class SimulatedKitchen(Kitchen):
-    def __init__(self, process: Process, provider: Provider[Making]) -> None:
+    def __init__(self, process: Process, provider: Provider[Preparation]) -> None:
         self._process = process
         self._provider = provider
 
@@ -148,15 +148,15 @@ class SimulatedKitchen(Kitchen):
     async def cancel(self, order: Order) -> None:
         await self._process.call(self._provider, self._provider.cancel, order, order.order_id)
 
-    async def check(self, order: Order) -> Making:
+    async def check(self, order: Order) -> Preparation:
         return await self._process.call(self._provider, self._provider.check, order, order.order_id)
 
-    def updates(self, token: str) -> AsyncGenerator[Update[Making], None]:
+    def updates(self, token: str) -> AsyncGenerator[Update[Preparation], None]:
         return self._provider.updates(self._process, token)
 
 
 class SimulatedDelivery(Delivery):
-    def __init__(self, process: Process, provider: Provider[Carrying]) -> None:
+    def __init__(self, process: Process, provider: Provider[Transport]) -> None:
         self._process = process
         self._provider = provider
 
@@ -166,8 +166,8 @@ class SimulatedDelivery(Delivery):
     async def cancel(self, order: Order) -> None:
         await self._process.call(self._provider, self._provider.cancel, order, order.order_id)
 
-    async def check(self, order: Order) -> Carrying:
+    async def check(self, order: Order) -> Transport:
         return await self._process.call(self._provider, self._provider.check, order, order.order_id)
 
-    def updates(self, token: str) -> AsyncGenerator[Update[Carrying], None]:
+    def updates(self, token: str) -> AsyncGenerator[Update[Transport], None]:
         return self._provider.updates(self._process, token)

@@ -12,16 +12,15 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from order.database import StoreUnavailable
 from order.domain import Address, Line, Menu, MenuItem, Money, Order
 from order.store import Store, open_store
 from pizza.order.v1 import order_service_pb2 as pb
+from txstore import StoreUnavailable
 
-from conftest import DATABASES
 from tests.contract.contract import refusal_of
 from tests.contract.customer import Customer
 from tests.contract.launch import eventually, running
-from tests.postgres import MISSING, Postgres, postgres
+from tests.postgres import DATABASES, MISSING, Postgres, postgres
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MENU = Menu((MenuItem("margherita", "Pizza Margherita", Money("EUR", 8)),))
@@ -71,7 +70,7 @@ async def test_a_stalled_database_holds_nobody_up(victim: Postgres, store: Store
     assert await store.get(before.order_id) == before
     for order in during:  # whether or not one had got through, a repeated call settles it
         await until_stored(store, order)
-    assert len(await store.list("ada", 100, None)) == 52
+    assert len(await store.list_orders("ada", 100, None)) == 52
 
 
 async def test_a_killed_database_loses_nothing(victim: Postgres, store: Store) -> None:

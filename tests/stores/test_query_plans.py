@@ -8,8 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import delivery.domain
+import delivery.schema
 import delivery.store
+import kitchen.schema
 import kitchen.store
+import order.schema
 import order.store
 import sqlalchemy as sa
 from delivery.domain import Fleet
@@ -80,8 +83,8 @@ def slow(url: str, statements: Mapping[str, Any]) -> list[str]:
 
 
 async def test_orders(database_url: str) -> None:
-    """Placing, getting, listing, watching, moving and taking orders, and beginning a feed anew."""
-    orders, changes = order.store.orders, order.store.changes
+    """Placing, getting, listing, watching, moving and taking orders, and beginning a feed again."""
+    orders, changes = order.schema.orders, order.schema.changes
     ids = [f"{number:036}" for number in range(STORED)]
     async with order.store.open_store(database_url) as store:
         new = MENU.order("new", "customer 7", (Line("pizza", 1),), HOME, NOW)
@@ -96,8 +99,8 @@ async def test_orders(database_url: str) -> None:
             await store.place(new)
             await store.place(new)
             assert await store.get(new.order_id) == new
-            page = await store.list("customer 7", 20, None)
-            assert len(await store.list("customer 7", 20, (page[-1].create_time, page[-1].order_id))) == 20
+            page = await store.list_orders("customer 7", 20, None)
+            assert len(await store.list_orders("customer 7", 20, (page[-1].create_time, page[-1].order_id))) == 20
             async with aclosing(store.watch(new.order_id)) as watch:
                 await anext(watch)
                 await store.update(new.order_id, lambda order: order.cancel(NOW))
@@ -105,7 +108,7 @@ async def test_orders(database_url: str) -> None:
             taken, _ = await store.take_due(NOW, NOW + timedelta(days=1), 5)
             assert len(taken) == 5
             await store.take_feed("kitchen", NOW, NOW + timedelta(days=1))
-            await store.begin_feed_anew("kitchen", OrderStep.CHECK_TICKET, NOW)
+            await store.restart_feed("kitchen", OrderStep.CHECK_TICKET, NOW)
             assert store.live() == {"PLACED": LIVE}
         assert {"orders", "order_changes", "feeds"} <= tables_of(statements)
         assert not slow(database_url, statements)
@@ -113,7 +116,7 @@ async def test_orders(database_url: str) -> None:
 
 async def test_tickets(database_url: str) -> None:
     """Submitting, getting, cancelling, cooking, and reading the feed, with many portions waiting."""
-    tickets, portions, changes = kitchen.store.tickets, kitchen.store.portions, kitchen.store.changes
+    tickets, portions, changes = kitchen.schema.tickets, kitchen.schema.portions, kitchen.schema.changes
     ids = [f"{number:036}" for number in range(STORED)]
     async with kitchen.store.open_store(database_url) as store:
         new = OVEN.ticket("new", (Item("pizza", 8),), NOW)
@@ -140,7 +143,7 @@ async def test_tickets(database_url: str) -> None:
 
 async def test_deliveries(database_url: str) -> None:
     """Scheduling, getting, cancelling, driving, and reading the feed, with many deliveries waiting."""
-    deliveries, changes = delivery.store.deliveries, delivery.store.changes
+    deliveries, changes = delivery.schema.deliveries, delivery.schema.changes
     ids = [f"{number:036}" for number in range(STORED)]
     async with delivery.store.open_store(database_url) as store:
         new = FLEET.delivery("new", delivery.domain.Address("1 Main St", "Springfield", ""), NOW)
@@ -170,7 +173,7 @@ async def test_a_statement_without_an_index_is_found(database_url: str) -> None:
     """A search and an order that no index serves are told apart from those that one does."""
     async with order.store.open_store(database_url):
         new = order.store._values(MENU.order("", "ada", (Line("pizza", 1),), HOME, NOW))
-        fill(database_url, {order.store.orders: [new | {"order_id": f"{number:036}"} for number in range(STORED)]})
+        fill(database_url, {order.schema.orders: [new | {"order_id": f"{number:036}"} for number in range(STORED)]})
         search = "SELECT * FROM orders WHERE failure = 'x'"
         sort = "SELECT * FROM orders WHERE customer_id = 'ada' ORDER BY failure LIMIT 10"
         found = slow(database_url, {search: (), sort: (), "SELECT * FROM orders WHERE order_id = 'x'": ()})

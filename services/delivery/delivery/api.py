@@ -1,6 +1,7 @@
 """DeliveryService over gRPC: translates between the contract and delivery. Generated types end here."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
@@ -11,8 +12,8 @@ from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
 from pizza.delivery.v1 import delivery_service_pb2 as pb
 from pizza.delivery.v1 import delivery_service_pb2_grpc as pb_grpc
+from txstore import StoreOverloaded, StoreUnavailable
 
-from delivery.database import StoreOverloaded, StoreUnavailable
 from delivery.domain import (
     Address,
     BadResumeToken,
@@ -66,9 +67,10 @@ class DeliveryApi(pb_grpc.DeliveryServiceServicer):
     async def WatchDeliveries(
         self, request: pb.WatchDeliveriesRequest, context: Context
     ) -> AsyncIterator[pb.WatchDeliveriesResponse]:
-        async for change in self._store.follow(self._sequence(request.resume_token)):
-            token = str(self._tokens.dumps(change.sequence))
-            yield pb.WatchDeliveriesResponse(delivery=_message(change.delivery), resume_token=token)
+        async with aclosing(self._store.follow(self._sequence(request.resume_token))) as feed:
+            async for entry in feed:
+                token = str(self._tokens.dumps(entry.sequence))
+                yield pb.WatchDeliveriesResponse(delivery=_message(entry.value), resume_token=token)
 
     def _sequence(self, resume_token: str) -> int:
         if not resume_token:

@@ -7,10 +7,21 @@ from enum import StrEnum
 
 
 class DeliveryState(StrEnum):
+    """As the contract has them."""
+
     SCHEDULED = "SCHEDULED"
     IN_TRANSIT = "IN_TRANSIT"
     DELIVERED = "DELIVERED"
     CANCELLED = "CANCELLED"
+
+
+MOVES: Mapping[DeliveryState, frozenset[DeliveryState]] = {
+    DeliveryState.SCHEDULED: frozenset({DeliveryState.IN_TRANSIT, DeliveryState.CANCELLED}),
+    DeliveryState.IN_TRANSIT: frozenset({DeliveryState.DELIVERED}),
+    DeliveryState.DELIVERED: frozenset(),
+    DeliveryState.CANCELLED: frozenset(),
+}
+"""From which state a delivery may go to which."""
 
 
 class DeliveryError(Exception):
@@ -60,23 +71,27 @@ class Delivery:
     """The trace that it belongs to (W3C Trace Context)."""
 
     def picked_up(self, now: datetime) -> "Delivery":
+        """A courier has it."""
         return self._moved(DeliveryState.IN_TRANSIT, now)
 
     def handed_over(self, now: datetime) -> "Delivery":
+        """The customer has it."""
         return self._moved(DeliveryState.DELIVERED, now)
 
     def cancelled(self, now: datetime) -> "Delivery":
         """Raises NotCancellable once a courier has it; a cancelled delivery stays as it is."""
-        if self.state in (DeliveryState.IN_TRANSIT, DeliveryState.DELIVERED):
+        cancelled = self._moved(DeliveryState.CANCELLED, now)
+        if cancelled.state is not DeliveryState.CANCELLED:
             raise NotCancellable(self.delivery_id, self.state)
-        return self if self.state is DeliveryState.CANCELLED else self._moved(DeliveryState.CANCELLED, now)
+        return cancelled
 
     def _moved(self, state: DeliveryState, now: datetime) -> "Delivery":
-        return replace(self, state=state, update_time=now)
+        """The delivery in another state, or unchanged where MOVES does not lead there."""
+        return replace(self, state=state, update_time=now) if state in MOVES[self.state] else self
 
 
 @dataclass(frozen=True)
-class Spell:
+class Interval:
     """What a delivery has spent its time with: waiting for a courier, or the trip."""
 
     name: str
@@ -91,7 +106,7 @@ class Round:
 
     next_arrival: datetime | None
     """None where nobody is on the road."""
-    spells: Sequence[Spell]
+    intervals: Sequence[Interval]
     """Those that have ended."""
 
 

@@ -4,9 +4,7 @@ All that it knows stands in the database, so it goes on where it was after any s
 """
 
 import asyncio
-import math
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime, timedelta
 
 import structlog
@@ -16,36 +14,21 @@ from delivery.domain import Fleet
 from delivery.store import Store
 
 _log = structlog.get_logger("delivery")
-_PAUSE_AFTER_ERROR = 1.0  # seconds
-_PAUSE_BETWEEN_PARTS = 0.05  # seconds
-_COMPACTION = 3600.0  # seconds
+_PAUSE_AFTER_ERROR = timedelta(seconds=1)
 
 
 async def work(fleet: Fleet, store: Store, clock: Callable[[], datetime], tracing: Tracing) -> None:
     """Drives for ever: whenever a delivery comes or goes, and whenever a courier arrives."""
     while True:
+        seen = store.work.version
         try:
             driven = await store.drive(fleet, clock())
-            changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
-            for spell in driven.spells:
-                tracing.record(spell.name, spell.traceparent, spell.start, spell.end)
-            until_arrival = math.inf if driven.next_arrival is None else (driven.next_arrival - clock()).total_seconds()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(until_arrival, store.look_again)):
-                    await changed.wait()
+            for interval in driven.intervals:
+                tracing.record(interval.name, interval.traceparent, interval.start, interval.end)
+            pause = store.poll_interval
+            if driven.next_arrival is not None:
+                pause = min(pause, driven.next_arrival - clock())
+            await store.work.wait_beyond(seen, pause)
         except Exception:  # delivery goes on whatever happened; the next round sees the same parcels
-            _log.exception("driving failed; trying again", seconds=_PAUSE_AFTER_ERROR)
-            await asyncio.sleep(_PAUSE_AFTER_ERROR)
-
-
-async def keep_feed_short(store: Store, retention: timedelta, clock: Callable[[], datetime]) -> None:
-    """Compacts the feed, part by part and again each hour, with pauses in which the others write."""
-    after = 0
-    while True:
-        try:
-            last = await store.compact(after, clock() - retention)
-            after = after if last is None else last
-            await asyncio.sleep(_COMPACTION if last is None else _PAUSE_BETWEEN_PARTS)
-        except Exception:  # it can wait
-            _log.exception("compaction failed; trying again", seconds=_PAUSE_AFTER_ERROR)
-            await asyncio.sleep(_PAUSE_AFTER_ERROR)
+            _log.exception("driving failed; trying again", seconds=_PAUSE_AFTER_ERROR.total_seconds())
+            await asyncio.sleep(_PAUSE_AFTER_ERROR.total_seconds())

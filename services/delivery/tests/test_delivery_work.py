@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import pytest
 from delivery.domain import Address, DeliveryIdTaken, DeliveryState, Fleet, NotCancellable
-from delivery.store import Store, changes, open_store
+from delivery.schema import changes
+from delivery.store import Store, open_store
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import IntegrityError
 
@@ -85,13 +86,13 @@ async def test_the_feed_tells_each_change_as_it_was(store: Store) -> None:
     await store.drive(FLEET, NOW + TRIP)
     async with aclosing(store.follow(0)) as feed:
         entries = [await anext(feed) for _ in range(3)]
-    assert [entry.delivery.delivery_id for entry in entries] == [parcel] * 3
-    assert [entry.delivery.state for entry in entries] == [
+    assert [entry.value.delivery_id for entry in entries] == [parcel] * 3
+    assert [entry.value.state for entry in entries] == [
         DeliveryState.SCHEDULED,
         DeliveryState.IN_TRANSIT,
         DeliveryState.DELIVERED,
     ]
-    assert entries[2].delivery.update_time == NOW + TRIP
+    assert entries[2].value.update_time == NOW + TRIP
     async with aclosing(store.follow(entries[0].sequence)) as feed:
         assert [await anext(feed), await anext(feed)] == entries[1:]
 
@@ -115,7 +116,7 @@ async def test_replicas_drive_as_one(store: Store, database_url: str) -> None:
             assert (await states(other, *parcels)).count("IN_TRANSIT") <= FLEET.couriers
     assert await states(store, *parcels) == ["DELIVERED"] * 5
     async with aclosing(store.follow(0)) as feed:
-        told = [(await anext(feed)).delivery for _ in range(15)]
+        told = [(await anext(feed)).value for _ in range(15)]
     assert len({(delivery.delivery_id, delivery.state) for delivery in told}) == 15
 
 
@@ -145,7 +146,7 @@ async def test_a_reader_skips_no_change_that_commits_late(store: Store, database
         number = connection.scalar(late.returning(changes.c.sequence))
         second = await schedule(store)  # has a later number, and is committed before
         async with aclosing(store.follow(0)) as feed:
-            assert (await anext(feed)).delivery.delivery_id == first
+            assert (await anext(feed)).value.delivery_id == first
             change = asyncio.ensure_future(anext(feed))
             await asyncio.wait({change}, timeout=SHORTLY)
             assert not change.done()
@@ -154,9 +155,9 @@ async def test_a_reader_skips_no_change_that_commits_late(store: Store, database
             told = [await change, await anext(feed)]
             if end == "commit":
                 assert told[0].sequence == number
-                assert told[0].delivery.state is DeliveryState.IN_TRANSIT
+                assert told[0].value.state is DeliveryState.IN_TRANSIT
                 told = [told[1], await anext(feed)]
-            assert [change.delivery.delivery_id for change in told] == [second, third]
+            assert [change.value.delivery_id for change in told] == [second, third]
 
 
 @ON_POSTGRES
@@ -167,7 +168,7 @@ async def test_a_feed_tells_what_other_replicas_store(store: Store, database_url
         await anext(feed)
         waiting = asyncio.ensure_future(anext(feed))
         parcel = await schedule(other)
-        assert (await waiting).delivery.delivery_id == parcel
+        assert (await waiting).value.delivery_id == parcel
 
 
 async def test_deliveries_share_a_commit_and_fail_alone(store: Store) -> None:

@@ -1,6 +1,7 @@
 """KitchenService over gRPC: translates between the contract and the kitchen. Generated types end here."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,8 +13,8 @@ from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
 from pizza.kitchen.v1 import kitchen_service_pb2 as pb
 from pizza.kitchen.v1 import kitchen_service_pb2_grpc as pb_grpc
+from txstore import StoreOverloaded, StoreUnavailable
 
-from kitchen.database import StoreOverloaded, StoreUnavailable
 from kitchen.domain import (
     BadResumeToken,
     Item,
@@ -74,9 +75,10 @@ class KitchenApi(pb_grpc.KitchenServiceServicer):
     async def WatchTickets(
         self, request: pb.WatchTicketsRequest, context: Context
     ) -> AsyncIterator[pb.WatchTicketsResponse]:
-        async for change in self._store.follow(self._sequence(request.resume_token)):
-            token = str(self._tokens.dumps(change.sequence))
-            yield pb.WatchTicketsResponse(ticket=_message(change.ticket), resume_token=token)
+        async with aclosing(self._store.follow(self._sequence(request.resume_token))) as feed:
+            async for entry in feed:
+                token = str(self._tokens.dumps(entry.sequence))
+                yield pb.WatchTicketsResponse(ticket=_message(entry.value), resume_token=token)
 
     def _sequence(self, resume_token: str) -> int:
         if not resume_token:

@@ -7,10 +7,21 @@ from enum import StrEnum
 
 
 class TicketState(StrEnum):
+    """As the contract has them."""
+
     QUEUED = "QUEUED"
     COOKING = "COOKING"
     READY = "READY"
     CANCELLED = "CANCELLED"
+
+
+MOVES: Mapping[TicketState, frozenset[TicketState]] = {
+    TicketState.QUEUED: frozenset({TicketState.COOKING, TicketState.CANCELLED}),
+    TicketState.COOKING: frozenset({TicketState.READY, TicketState.CANCELLED}),
+    TicketState.READY: frozenset(),
+    TicketState.CANCELLED: frozenset(),
+}
+"""From which state a ticket may go to which."""
 
 
 class KitchenError(Exception):
@@ -64,19 +75,23 @@ class Ticket:
     """The trace that it belongs to (W3C Trace Context)."""
 
     def begun(self, now: datetime) -> "Ticket":
-        return self._moved(TicketState.COOKING, now) if self.state is TicketState.QUEUED else self
+        """A portion of it has come to a station."""
+        return self._moved(TicketState.COOKING, now)
 
     def finished(self, now: datetime) -> "Ticket":
+        """Its last portion is done."""
         return self._moved(TicketState.READY, now)
 
     def cancelled(self, now: datetime) -> "Ticket":
         """Raises NotCancellable once it is ready; a cancelled ticket stays as it is."""
-        if self.state is TicketState.READY:
+        cancelled = self._moved(TicketState.CANCELLED, now)
+        if cancelled.state is not TicketState.CANCELLED:
             raise NotCancellable(self.ticket_id, self.state)
-        return self if self.state is TicketState.CANCELLED else self._moved(TicketState.CANCELLED, now)
+        return cancelled
 
     def _moved(self, state: TicketState, now: datetime) -> "Ticket":
-        return replace(self, state=state, update_time=now)
+        """The ticket in another state, or unchanged where MOVES does not lead there."""
+        return replace(self, state=state, update_time=now) if state in MOVES[self.state] else self
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ class Portion:
 
 
 @dataclass(frozen=True)
-class Spell:
+class Interval:
     """What a portion has spent its time with: waiting for a station, or a step there."""
 
     name: str
@@ -129,7 +144,7 @@ class Round:
 
     next_done: datetime | None
     """When the next portion will be done; None where all stations are empty."""
-    spells: Sequence[Spell]
+    intervals: Sequence[Interval]
     """Those that have ended."""
 
 

@@ -4,9 +4,7 @@ All that it knows stands in the database, so it goes on where it was after any s
 """
 
 import asyncio
-import math
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime, timedelta
 
 import structlog
@@ -16,38 +14,22 @@ from kitchen.domain import Kitchen
 from kitchen.store import Store
 
 _log = structlog.get_logger("kitchen")
-_PAUSE_AFTER_ERROR = 1.0  # seconds
-_PAUSE_BETWEEN_PARTS = 0.05  # seconds
-_COMPACTION = 3600.0  # seconds
+_PAUSE_AFTER_ERROR = timedelta(seconds=1)
 
 
 async def work(kitchen: Kitchen, store: Store, clock: Callable[[], datetime], tracing: Tracing) -> None:
     """Cooks for ever: whenever a ticket comes or goes, and whenever a step is done."""
     while True:
+        seen = store.work.version
         try:
             cooked = await store.cook(kitchen, clock())
-            changed = store.changed  # with no await since the commit: whatever is stored from here on sets it
-            for spell in cooked.spells:
-                tracing.record(
-                    spell.name, spell.traceparent, spell.start, spell.end, {"kitchen.station": spell.station}
-                )
-            until_done = math.inf if cooked.next_done is None else (cooked.next_done - clock()).total_seconds()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(until_done, store.look_again)):
-                    await changed.wait()
+            for interval in cooked.intervals:
+                attributes = {"kitchen.station": interval.station}
+                tracing.record(interval.name, interval.traceparent, interval.start, interval.end, attributes)
+            pause = store.poll_interval
+            if cooked.next_done is not None:
+                pause = min(pause, cooked.next_done - clock())
+            await store.work.wait_beyond(seen, pause)
         except Exception:  # the kitchen stays open whatever happened; the next round sees the same board
-            _log.exception("cooking failed; trying again", seconds=_PAUSE_AFTER_ERROR)
-            await asyncio.sleep(_PAUSE_AFTER_ERROR)
-
-
-async def keep_feed_short(store: Store, retention: timedelta, clock: Callable[[], datetime]) -> None:
-    """Compacts the feed, part by part and again each hour, with pauses in which the others write."""
-    after = 0
-    while True:
-        try:
-            last = await store.compact(after, clock() - retention)
-            after = after if last is None else last
-            await asyncio.sleep(_COMPACTION if last is None else _PAUSE_BETWEEN_PARTS)
-        except Exception:  # it can wait
-            _log.exception("compaction failed; trying again", seconds=_PAUSE_AFTER_ERROR)
-            await asyncio.sleep(_PAUSE_AFTER_ERROR)
+            _log.exception("cooking failed; trying again", seconds=_PAUSE_AFTER_ERROR.total_seconds())
+            await asyncio.sleep(_PAUSE_AFTER_ERROR.total_seconds())

@@ -10,10 +10,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from kitchen.domain import Item, Kitchen, NotCancellable, Step, TicketIdTaken, TicketState
-from kitchen.store import Change, Store, changes, open_store, portions
+from kitchen.domain import Item, Kitchen, NotCancellable, Step, Ticket, TicketIdTaken, TicketState
+from kitchen.schema import changes, portions
+from kitchen.store import Store, open_store
 from sqlalchemy import NullPool, create_engine, select
 from sqlalchemy.exc import IntegrityError
+from txstore import Entry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KITCHEN = Kitchen(
@@ -119,12 +121,12 @@ async def test_the_feed_tells_each_change_as_it_was(store: Store) -> None:
     await store.cook(KITCHEN, NOW + timedelta(seconds=30))
     async with aclosing(store.follow(0)) as feed:
         entries = [await anext(feed) for _ in range(3)]
-    assert [(entry.ticket.ticket_id, entry.ticket.state) for entry in entries] == [
+    assert [(entry.value.ticket_id, entry.value.state) for entry in entries] == [
         (ticket_id, TicketState.QUEUED),
         (ticket_id, TicketState.COOKING),
         (ticket_id, TicketState.READY),
     ]
-    assert entries[2].ticket.update_time == NOW + timedelta(seconds=30)
+    assert entries[2].value.update_time == NOW + timedelta(seconds=30)
     async with aclosing(store.follow(entries[0].sequence)) as feed:
         assert [await anext(feed), await anext(feed)] == entries[1:]
 
@@ -141,17 +143,17 @@ async def test_a_compacted_feed_tells_how_each_ticket_is(store: Store) -> None:
     assert last == before[-1].sequence
     assert await store.compact(last, NOW + timedelta(seconds=31)) is None
     after = await entries(store, 2)
-    assert [(entry.ticket.ticket_id, entry.ticket.state) for entry in after] == [
+    assert [(entry.value.ticket_id, entry.value.state) for entry in after] == [
         (old, TicketState.READY),
         (recent, TicketState.READY),
     ]
     assert after == before[-2:]
     newest = await submit(store, salad=1)
     async with aclosing(store.follow(before[3].sequence)) as feed:
-        assert [(await anext(feed)).ticket.ticket_id for _ in range(3)] == [old, recent, newest]
+        assert [(await anext(feed)).value.ticket_id for _ in range(3)] == [old, recent, newest]
 
 
-async def entries(store: Store, number: int) -> list[Change]:
+async def entries(store: Store, number: int) -> list[Entry[Ticket]]:
     async with aclosing(store.follow(0)) as feed:
         return [await anext(feed) for _ in range(number)]
 
@@ -179,7 +181,7 @@ async def test_replicas_cook_as_one(store: Store, database_url: str) -> None:
         states = [(await other.get(ticket_id)).state for ticket_id in ids]
     assert states[3] is TicketState.CANCELLED
     async with aclosing(store.follow(0)) as feed:
-        told = [(await anext(feed)).ticket for _ in range(4 + 4 + states.count(TicketState.READY) + 1)]
+        told = [(await anext(feed)).value for _ in range(4 + 4 + states.count(TicketState.READY) + 1)]
     seen = Counter((ticket.ticket_id, ticket.state) for ticket in told)
     assert set(seen.values()) == {1}
 
@@ -211,7 +213,7 @@ async def test_a_reader_skips_no_change_that_commits_late(store: Store, database
         number = connection.scalar(late.returning(changes.c.sequence))
         second = await submit(store, salad=1)  # has a later number, and is committed before
         async with aclosing(store.follow(0)) as feed:
-            assert (await anext(feed)).ticket.ticket_id == first
+            assert (await anext(feed)).value.ticket_id == first
             change = asyncio.ensure_future(anext(feed))
             await asyncio.wait({change}, timeout=SHORTLY)
             assert not change.done()
@@ -220,9 +222,9 @@ async def test_a_reader_skips_no_change_that_commits_late(store: Store, database
             told = [await change, await anext(feed)]
             if end == "commit":
                 assert told[0].sequence == number
-                assert told[0].ticket.state is TicketState.COOKING
+                assert told[0].value.state is TicketState.COOKING
                 told = [told[1], await anext(feed)]
-            assert [change.ticket.ticket_id for change in told] == [second, third]
+            assert [change.value.ticket_id for change in told] == [second, third]
 
 
 @ON_POSTGRES
@@ -233,7 +235,7 @@ async def test_a_feed_tells_what_other_replicas_store(store: Store, database_url
         await anext(feed)
         waiting = asyncio.ensure_future(anext(feed))
         ticket_id = await submit(other, salad=1)
-        assert (await waiting).ticket.ticket_id == ticket_id
+        assert (await waiting).value.ticket_id == ticket_id
 
 
 async def test_tickets_share_a_commit_and_fail_alone(store: Store) -> None:

@@ -1,6 +1,7 @@
 """OrderService over gRPC: translates between the contract and orders. Generated types end here."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,9 +13,9 @@ from grpcmesh import OVERLOADED, STORE_UNAVAILABLE, Tracing, reason
 from itsdangerous import BadData, URLSafeSerializer
 from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1 import order_service_pb2_grpc as pb_grpc
+from txstore import StoreOverloaded, StoreUnavailable
 
 from order import domain
-from order.database import StoreOverloaded, StoreUnavailable
 from order.domain import (
     Address,
     BadPageToken,
@@ -40,15 +41,21 @@ REFUSALS = {
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_PAGE = 50  # as the contract says
-_LARGEST_PAGE = 1000
+_DEFAULT_PAGE_SIZE = 50  # as the contract says
+_MAX_PAGE_SIZE = 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class OrderApi(pb_grpc.OrderServiceServicer):
-    def __init__(self, menu: Menu, store: Store, clock: Callable[[], datetime], tracing: Tracing) -> None:
+    """The contract's OrderService for one replica."""
+
+    def __init__(
+        self, menu: Menu, store: Store, clock: Callable[[], datetime], tracing: Tracing, hold: timedelta
+    ) -> None:
+        """`hold` is how long an order waits before it goes to the kitchen."""
         self._menu = menu
+        self._hold = hold
         self._store = store
         self._clock = clock
         self._tracing = tracing
@@ -67,10 +74,16 @@ class OrderApi(pb_grpc.OrderServiceServicer):
         address = Address(request.address.street, request.address.city, request.address.postal_code)
         try:
             order = self._menu.order(
-                request.order_id, request.customer_id, lines, address, self._clock(), self._tracing.current()
+                request.order_id,
+                request.customer_id,
+                lines,
+                address,
+                self._clock(),
+                self._tracing.current(),
+                self._hold,
             )
         except UnknownSku:
-            # A repeated call is answered as before, also after an item has left the menu.
+            # A repeated call gets the same response, also after an item has left the menu.
             existing = await self._find(request.order_id)
             if existing is None:
                 raise
@@ -81,9 +94,9 @@ class OrderApi(pb_grpc.OrderServiceServicer):
         return pb.GetOrderResponse(order=_message(await self._store.get(request.order_id)))
 
     async def ListOrders(self, request: pb.ListOrdersRequest, context: Context) -> pb.ListOrdersResponse:
-        size = min(request.page_size or _PAGE, _LARGEST_PAGE)
-        after = self._place(request.customer_id, request.page_token) if request.page_token else None
-        orders = await self._store.list(request.customer_id, size + 1, after)
+        size = min(request.page_size or _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE)
+        after = self._after(request.customer_id, request.page_token) if request.page_token else None
+        orders = await self._store.list_orders(request.customer_id, size + 1, after)
         token = self._page_token(request.customer_id, orders[size - 1]) if len(orders) > size else ""
         return pb.ListOrdersResponse(orders=map(_message, orders[:size]), next_page_token=token)
 
@@ -94,14 +107,15 @@ class OrderApi(pb_grpc.OrderServiceServicer):
         return pb.CancelOrderResponse(order=_message(order))
 
     async def WatchOrder(self, request: pb.WatchOrderRequest, context: Context) -> AsyncIterator[pb.WatchOrderResponse]:
-        async for order in self._store.watch(request.order_id):
-            yield pb.WatchOrderResponse(order=_message(order))
+        async with aclosing(self._store.watch(request.order_id)) as states:
+            async for order in states:
+                yield pb.WatchOrderResponse(order=_message(order))
 
     def _page_token(self, customer_id: str, last: Order) -> str:
-        place = [customer_id, (last.create_time - _EPOCH) // _MICROSECOND, last.order_id]
-        return str(self._tokens.dumps(place))
+        last_seen = [customer_id, (last.create_time - _EPOCH) // _MICROSECOND, last.order_id]
+        return str(self._tokens.dumps(last_seen))
 
-    def _place(self, customer_id: str, page_token: str) -> tuple[datetime, str]:
+    def _after(self, customer_id: str, page_token: str) -> tuple[datetime, str]:
         try:
             customer, create_time, order_id = self._tokens.loads(page_token)
         except BadData:

@@ -1,7 +1,8 @@
 """What an order is, and how it moves from placed to delivered. Pure: no clock, no store, no network.
 
-Every move is a method that answers the order as it is then. A move that does not apply answers the order unchanged, so
-that facts may arrive late, twice or after the order's end; only what a customer may not do is an exception.
+Every move is a method that returns the order as it is then. A move that does not apply returns the order unchanged, so
+that facts may arrive late, twice or after the order's end; only what a customer may not do is an exception. Which event
+moves an order from which state to which stands in one table, MOVES.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ _NANOS = 1_000_000_000
 
 
 class OrderState(StrEnum):
+    """As the contract has them."""
+
     PLACED = "PLACED"
     PREPARING = "PREPARING"
     READY = "READY"
@@ -27,6 +30,60 @@ class OrderState(StrEnum):
         return self in (OrderState.DELIVERED, OrderState.CANCELLED, OrderState.FAILED)
 
 
+class Event(StrEnum):
+    """What may move an order."""
+
+    CANCEL = "cancelled by its customer"
+    CANCEL_IN_TIME = "cancelled before the kitchen was asked"
+    CANCELLED = "what was asked for is cancelled"
+    COOKING = "the kitchen cooks"
+    COOKED = "the kitchen is done"
+    NOT_COOKED = "the kitchen cancelled it"
+    PICKED_UP = "a courier has it"
+    HANDED_OVER = "the customer has it"
+    NOT_CARRIED = "delivery cancelled it"
+    REJECTED = "rejected for good"
+    LOST = "delivery has lost it"
+    GIVEN_UP = "given up"
+
+
+_S, _E = OrderState, Event
+MOVES: Mapping[tuple[OrderState, Event], OrderState] = {
+    (_S.PLACED, _E.CANCEL_IN_TIME): _S.CANCELLED,
+    (_S.PLACED, _E.CANCEL): _S.CANCELLING,
+    (_S.PLACED, _E.COOKING): _S.PREPARING,
+    (_S.PLACED, _E.COOKED): _S.READY,
+    (_S.PLACED, _E.NOT_COOKED): _S.FAILED,
+    (_S.PLACED, _E.REJECTED): _S.FAILED,
+    (_S.PLACED, _E.HANDED_OVER): _S.DELIVERED,
+    (_S.PLACED, _E.GIVEN_UP): _S.FAILED,
+    (_S.PREPARING, _E.CANCEL): _S.CANCELLING,
+    (_S.PREPARING, _E.COOKED): _S.READY,
+    (_S.PREPARING, _E.NOT_COOKED): _S.FAILED,
+    (_S.PREPARING, _E.REJECTED): _S.FAILED,  # its ticket was lost, and submitted again
+    (_S.PREPARING, _E.HANDED_OVER): _S.DELIVERED,
+    (_S.PREPARING, _E.GIVEN_UP): _S.FAILED,
+    (_S.READY, _E.CANCEL): _S.CANCELLING,
+    (_S.READY, _E.PICKED_UP): _S.OUT_FOR_DELIVERY,
+    (_S.READY, _E.HANDED_OVER): _S.DELIVERED,
+    (_S.READY, _E.NOT_CARRIED): _S.FAILED,
+    (_S.READY, _E.REJECTED): _S.FAILED,
+    (_S.READY, _E.GIVEN_UP): _S.FAILED,
+    (_S.OUT_FOR_DELIVERY, _E.HANDED_OVER): _S.DELIVERED,
+    (_S.OUT_FOR_DELIVERY, _E.NOT_CARRIED): _S.FAILED,
+    (_S.OUT_FOR_DELIVERY, _E.LOST): _S.FAILED,
+    (_S.OUT_FOR_DELIVERY, _E.GIVEN_UP): _S.FAILED,
+    (_S.CANCELLING, _E.CANCELLED): _S.CANCELLED,
+    (_S.CANCELLING, _E.NOT_COOKED): _S.CANCELLED,
+    (_S.CANCELLING, _E.NOT_CARRIED): _S.CANCELLED,
+    (_S.CANCELLING, _E.PICKED_UP): _S.OUT_FOR_DELIVERY,
+    (_S.CANCELLING, _E.HANDED_OVER): _S.DELIVERED,
+    (_S.CANCELLING, _E.LOST): _S.FAILED,
+    (_S.CANCELLING, _E.GIVEN_UP): _S.FAILED,
+}
+"""To which state an event moves an order; where the pair is missing, it says nothing new."""
+
+
 class Step(StrEnum):
     """What the shop has to do next for an order. One that waits for news asks for them now and then (CHECK_)."""
 
@@ -38,7 +95,7 @@ class Step(StrEnum):
     CANCEL_DELIVERY = "CANCEL_DELIVERY"
 
 
-class Making(StrEnum):
+class Preparation(StrEnum):
     """How far the kitchen is, in the words of its contract."""
 
     QUEUED = "QUEUED"
@@ -47,13 +104,25 @@ class Making(StrEnum):
     CANCELLED = "CANCELLED"
 
 
-class Carrying(StrEnum):
+class Transport(StrEnum):
     """How far delivery is, in the words of its contract."""
 
     SCHEDULED = "SCHEDULED"
     IN_TRANSIT = "IN_TRANSIT"
     DELIVERED = "DELIVERED"
     CANCELLED = "CANCELLED"
+
+
+_PREPARATION = {
+    Preparation.COOKING: Event.COOKING,
+    Preparation.READY: Event.COOKED,
+    Preparation.CANCELLED: Event.NOT_COOKED,
+}
+_TRANSPORT = {
+    Transport.IN_TRANSIT: Event.PICKED_UP,
+    Transport.DELIVERED: Event.HANDED_OVER,
+    Transport.CANCELLED: Event.NOT_CARRIED,
+}
 
 
 class OrderError(Exception):
@@ -134,8 +203,6 @@ class Menu:
     """What can be ordered, in menu order; every price is in the same currency."""
 
     items: tuple[MenuItem, ...]
-    hold: timedelta = timedelta()
-    """How long an order waits before it goes to the kitchen, in case its customer has second thoughts."""
 
     def order(
         self,
@@ -145,8 +212,12 @@ class Menu:
         address: Address,
         now: datetime,
         traceparent: str = "",
+        hold: timedelta = timedelta(),
     ) -> "Order":
-        """A new order at today's prices; raises UnknownSku."""
+        """A new order at today's prices; raises UnknownSku.
+
+        It waits for `hold` before it goes to the kitchen, in case its customer has second thoughts.
+        """
         return Order(
             order_id,
             customer_id,
@@ -157,7 +228,7 @@ class Menu:
             create_time=now,
             update_time=now,
             step=Step.SUBMIT_TICKET,
-            due=now + self.hold,
+            due=now + hold,
             traceparent=traceparent,
         )
 
@@ -173,22 +244,28 @@ class Menu:
 
 @dataclass(frozen=True)
 class Order:
+    """A customer's order: what was asked for, how far it is, and what the shop has to do next for it."""
+
     order_id: str
+    """Its customer's choice, a UUID: the key by which a repeated PlaceOrder is known."""
     customer_id: str
     lines: tuple[Line, ...]
     address: Address
     total: Money
+    """At the prices of the time when it was placed."""
     state: OrderState
     create_time: datetime
     update_time: datetime
+    """Of its last change of state."""
     failure: str = ""
+    """Why it is FAILED, for its customer; empty in any other state."""
     step: Step | None = None
     due: datetime | None = None
     """When the step is to be tried; set if and only if there is one."""
     attempts: int = 0
     """How often the step was begun."""
     fails_since: datetime | None = None
-    """Since when its step has failed by what nobody expects, rather than for want of an answer."""
+    """Since when its step has failed by what nobody expects, rather than for want of a response."""
     asked_kitchen: bool = False
     """Whether a ticket was, or may have been, submitted."""
     asked_delivery: bool = False
@@ -204,12 +281,11 @@ class Order:
         """The customer asks to cancel; raises NotCancellable once it is on its way or has ended otherwise."""
         if self.state in (OrderState.CANCELLING, OrderState.CANCELLED):
             return self
-        if self.state.last or self.state is OrderState.OUT_FOR_DELIVERY:
+        in_time = self.state is OrderState.PLACED and not self.asked_kitchen
+        cancelled = self._on(Event.CANCEL_IN_TIME if in_time else Event.CANCEL, now)
+        if cancelled is self:
             raise NotCancellable(self.order_id, self.state)
-        if self.state is OrderState.PLACED and not self.asked_kitchen:
-            return self._moved(OrderState.CANCELLED, now)
-        step = Step.CANCEL_DELIVERY if self.asked_delivery else Step.CANCEL_TICKET
-        return self._moved(OrderState.CANCELLING, now, step)
+        return cancelled
 
     # What the loop does, and what came of it.
 
@@ -224,6 +300,7 @@ class Order:
         )
 
     def retry_step(self, step: Step, due: datetime) -> "Order":
+        """The step is to be tried again at `due`."""
         return replace(self, due=due) if self.step is step else self
 
     def step_failed(self, step: Step, reason: str, now: datetime, due: datetime, give_up_after: timedelta) -> "Order":
@@ -232,7 +309,7 @@ class Order:
             return self
         since = self.fails_since or now
         if now - since >= give_up_after:
-            return self._failed(f"given up: {reason}", now)
+            return self._on(Event.GIVEN_UP, now, f"given up: {reason}")
         return replace(self, due=due, fails_since=since)
 
     def step_done(self, step: Step, now: datetime) -> "Order":
@@ -240,11 +317,11 @@ class Order:
         if self.step is not step:
             return self
         if step in (Step.CANCEL_TICKET, Step.CANCEL_DELIVERY):
-            return self._moved(OrderState.CANCELLED, now)
+            return self._on(Event.CANCELLED, now)
         return replace(self, step=None, due=None, attempts=0, fails_since=None)
 
     def check_later(self, due: datetime) -> "Order":
-        """Where the order waits for news of others, it asks for them at `due`, lest they were lost."""
+        """Where the order waits for news of others, it asks for them at `due`, in case they were lost."""
         if self.step is not None or self.state.last:
             return self
         return replace(self, step=Step.CHECK_DELIVERY if self.asked_delivery else Step.CHECK_TICKET, due=due)
@@ -260,20 +337,12 @@ class Order:
         if self.step is not Step.CHECK_DELIVERY:
             return self
         if self.state is not OrderState.READY:
-            return self._failed("delivery has lost it", now)
+            return self._on(Event.LOST, now, Event.LOST)
         return replace(self, step=Step.SCHEDULE_DELIVERY, due=now, attempts=0)
 
-    def cannot_be_made(self, reason: str, now: datetime) -> "Order":
-        """The kitchen will never take this order."""
-        return self._failed(reason, now) if self.step is Step.SUBMIT_TICKET else self
-
-    def cannot_be_carried(self, reason: str, now: datetime) -> "Order":
-        """Delivery will never take this order."""
-        return self._failed(reason, now) if self.step is Step.SCHEDULE_DELIVERY else self
-
-    def ticket_past_cancelling(self, now: datetime) -> "Order":
-        """It is made already; as nobody was asked to carry it, it stays in the shop."""
-        return self._moved(OrderState.CANCELLED, now) if self.step is Step.CANCEL_TICKET else self
+    def rejected(self, step: Step, reason: str, now: datetime) -> "Order":
+        """The kitchen will never make this order, or delivery never carry it: whichever the step had asked."""
+        return self._on(Event.REJECTED, now, reason) if self.step is step else self
 
     def delivery_past_cancelling(self) -> "Order":
         """The courier was faster; delivery's feed tells the rest."""
@@ -283,39 +352,37 @@ class Order:
 
     # What the feeds tell.
 
-    def making(self, making: Making, now: datetime) -> "Order":
+    def preparation_reported(self, preparation: Preparation, now: datetime) -> "Order":
         """The kitchen tells how far it is."""
-        match making:
-            case Making.QUEUED:
-                return self.step_done(Step.SUBMIT_TICKET, now) if self.step is Step.SUBMIT_TICKET else self
-            case Making.COOKING if self.state is OrderState.PLACED:
-                return self._moved(OrderState.PREPARING, now)
-            case Making.READY if self.state in (OrderState.PLACED, OrderState.PREPARING):
-                return self._moved(OrderState.READY, now, Step.SCHEDULE_DELIVERY)
-            case Making.CANCELLED if self.state is OrderState.CANCELLING:
-                return self._moved(OrderState.CANCELLED, now)
-            case Making.CANCELLED if self.state in (OrderState.PLACED, OrderState.PREPARING):
-                return self._failed("the kitchen cancelled it", now)
-        return self
+        if preparation is Preparation.QUEUED:
+            return self.step_done(Step.SUBMIT_TICKET, now)
+        event = _PREPARATION[preparation]
+        return self._on(event, now, event)
 
-    def carrying(self, carrying: Carrying, now: datetime) -> "Order":
+    def transport_reported(self, transport: Transport, now: datetime) -> "Order":
         """Delivery tells how far it is."""
-        match carrying:
-            case Carrying.SCHEDULED:
-                return self.step_done(Step.SCHEDULE_DELIVERY, now) if self.step is Step.SCHEDULE_DELIVERY else self
-            case Carrying.IN_TRANSIT if self.state in (OrderState.READY, OrderState.CANCELLING):
-                return self._moved(OrderState.OUT_FOR_DELIVERY, now)
-            case Carrying.DELIVERED if not self.state.last:
-                return self._moved(OrderState.DELIVERED, now)
-            case Carrying.CANCELLED if self.state is OrderState.CANCELLING:
-                return self._moved(OrderState.CANCELLED, now)
-            case Carrying.CANCELLED if self.state in (OrderState.READY, OrderState.OUT_FOR_DELIVERY):
-                return self._failed("delivery cancelled it", now)
-        return self
+        if transport is Transport.SCHEDULED:
+            return self.step_done(Step.SCHEDULE_DELIVERY, now)
+        event = _TRANSPORT[transport]
+        return self._on(event, now, event)
 
-    def _moved(self, state: OrderState, now: datetime, step: Step | None = None) -> "Order":
-        due = now if step else None
-        return replace(self, state=state, update_time=now, step=step, due=due, attempts=0, fails_since=None)
-
-    def _failed(self, reason: str, now: datetime) -> "Order":
-        return replace(self._moved(OrderState.FAILED, now), failure=reason)
+    def _on(self, event: Event, now: datetime, failure: str = "") -> "Order":
+        """The order after an event, with its new state's first step; `failure` is kept where that state is FAILED."""
+        state = MOVES.get((self.state, event))
+        if state is None:
+            return self
+        step = None
+        if state is OrderState.READY:
+            step = Step.SCHEDULE_DELIVERY
+        elif state is OrderState.CANCELLING:
+            step = Step.CANCEL_DELIVERY if self.asked_delivery else Step.CANCEL_TICKET
+        return replace(
+            self,
+            state=state,
+            update_time=now,
+            failure=str(failure) if state is OrderState.FAILED else "",
+            step=step,
+            due=now if step else None,
+            attempts=0,
+            fails_since=None,
+        )

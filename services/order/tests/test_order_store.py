@@ -13,9 +13,10 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 from grpcmesh import StartError
-from order.database import StoreOverloaded, StoreUnavailable
-from order.domain import Address, Line, Making, Menu, MenuItem, Money, Order, OrderIdTaken, OrderState, Step
-from order.store import FeedLost, Store, open_store, orders
+from order.domain import Address, Line, Menu, MenuItem, Money, Order, OrderIdTaken, OrderState, Preparation, Step
+from order.schema import orders
+from order.store import FeedLost, Store, open_store
+from txstore import StoreOverloaded, StoreUnavailable
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -35,7 +36,7 @@ def attempted(order: Order) -> Order:
 
 
 def cooked(order: Order) -> Order:
-    return order.making(Making.COOKING, LATER)
+    return order.preparation_reported(Preparation.COOKING, LATER)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ async def test_a_row_that_fails_fails_alone(store: Store) -> None:
     answers = await asyncio.gather(*map(store.place, placed), return_exceptions=True)
     assert isinstance(answers[7], sa.exc.IntegrityError)
     assert [*answers[:7], *answers[8:]] == [*placed[:7], *placed[8:]]
-    assert len(await store.list("ada", 100, None)) == 19
+    assert len(await store.list_orders("ada", 100, None)) == 19
 
 
 async def test_a_move_that_fails_fails_alone(store: Store) -> None:
@@ -199,7 +200,7 @@ async def test_a_replica_that_lost_a_feed_stores_nothing_of_it(replicas: list[St
     assert isinstance(stored, Order)
     assert (await one.get(order.order_id)).state is OrderState.PLACED
     with pytest.raises(FeedLost):
-        await one.begin_feed_anew("kitchen", Step.CHECK_TICKET, NOW)
+        await one.restart_feed("kitchen", Step.CHECK_TICKET, NOW)
     assert await two.take_feed("kitchen", NOW + LEASE, NOW + 2 * LEASE) == ""
 
 
@@ -208,8 +209,8 @@ async def test_text_is_stored_as_it_is(store: Store, text: str) -> None:
     """Whatever a string of Protobuf can hold comes back as it was, and is found by it alone."""
     order = await store.place(new(customer_id=text, address=Address(text, text, text)))
     await store.place(new(customer_id="\x1a0" if text != "\x1a0" else "\0"))
-    assert await store.list(text, 10, None) == [order]
-    failed = await store.update(order.order_id, lambda order: order.cannot_be_made(text, LATER))
+    assert await store.list_orders(text, 10, None) == [order]
+    failed = await store.update(order.order_id, lambda order: order.rejected(Step.SUBMIT_TICKET, text, LATER))
     assert await store.get(order.order_id) == failed
     assert failed is not None
     assert failed.failure == text
@@ -225,7 +226,7 @@ async def test_more_than_can_be_done_is_refused_at_once(store: Store) -> None:
     refused = [answer for answer in answers if isinstance(answer, Exception)]
     assert 0 < len(refused) < len(placed)
     assert {type(answer) for answer in refused} == {StoreOverloaded}
-    assert len(await store.list("ada", 2000, None)) == len(placed) - len(refused)
+    assert len(await store.list_orders("ada", 2000, None)) == len(placed) - len(refused)
 
 
 @ON_POSTGRES

@@ -1,7 +1,8 @@
 """Runs the migrations on the connection that the store hands over."""
 
 from alembic import context
-from order.store import metadata
+
+from order.schema import metadata
 
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=metadata)

@@ -1,0 +1,93 @@
+"""How a server goes: health first, then a drain in which nothing is lost, then an end to what is open."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from grpcmesh import Refusal, Workload, refusal_of
+from grpcmesh_tests.echo import (
+    NOT_SERVING,
+    SERVING,
+    EchoRequest,
+    EchoResponse,
+    EchoStub,
+    Endless,
+    Waiting,
+    echo_server,
+    every_method,
+    listening,
+    meshed,
+    plain,
+    refused,
+    soon,
+    watching,
+)
+
+DRAINING = Refusal("DRAINING", "mesh", "the server is about to stop; resume on another")
+
+
+async def test_a_stop_loses_no_call() -> None:
+    """Health goes first; new calls are still answered in the drain; then streams end, and the last calls finish."""
+    waiting, finish = Waiting(), asyncio.Event()
+
+    async def say(request: Any, context: Any) -> Any:
+        if request.text == "slow":
+            await finish.wait()
+        return EchoResponse(text=request.text)
+
+    server = echo_server(drain=0.3, grace=2, **every_method(waiting) | {"Say": say})
+    # A channel of the mesh heeds the health and sends new calls to another replica, of which there is none here.
+    async with listening(server) as address, plain(address) as stub:
+        slow = asyncio.ensure_future(stub.Say(EchoRequest(text="slow")))
+        stream = stub.Repeat(EchoRequest())
+        await soon(waiting.begun.wait())
+        async with watching(address) as status:
+            assert await status() == SERVING
+            stopping = asyncio.create_task(server.stop())
+            assert await status() == NOT_SERVING
+        assert (await stub.Say(EchoRequest(text="new"))).text == "new"
+        assert not stream.done()
+        error = await soon(refused(stream))
+        assert (error.code(), refusal_of(error)) == (grpc.StatusCode.UNAVAILABLE, DRAINING)
+        assert not stopping.done()
+        finish.set()
+        assert (await soon(slow)).text == "slow"
+        await soon(stopping)
+
+
+@pytest.mark.parametrize("reach", ["wire", "in process"])
+async def test_a_stream_that_waits_for_its_reader_is_drained_too(reach: str) -> None:
+    """A reader that has fallen behind is sent elsewhere as well, once it reads on."""
+    endless = Endless()
+    server = echo_server(grace=2, Repeat=endless.repeat)
+    async with listening(server) as address, meshed(address) as wire, server.channel(Workload("caller")) as channel:
+        stream = (wire if reach == "wire" else EchoStub(channel)).Repeat(EchoRequest())
+        await anext(aiter(stream))
+        await endless.settled()
+        stopping = asyncio.create_task(server.stop())
+        await soon(endless.stopped.wait())
+        error = await soon(refused(stream))
+        assert (error.code(), refusal_of(error)) == (grpc.StatusCode.UNAVAILABLE, DRAINING)
+        await soon(stopping)
+
+
+async def test_the_grace_ends() -> None:
+    """A call that outlasts the grace is cancelled, and does not hold up the stop."""
+    waiting = Waiting()
+    server = echo_server(grace=0.1, **every_method(waiting))
+    async with listening(server) as address, meshed(address) as stub:
+        call = asyncio.create_task(refused(stub.Say(EchoRequest())))
+        await soon(waiting.begun.wait())
+        await soon(server.stop())
+        await soon(waiting.cancelled.wait())
+        assert (await soon(call)).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def test_watchers_of_health_do_not_hold_up_a_stop() -> None:
+    """A health watch, which never ends by itself, is no call that a stop waits for."""
+    server = echo_server(grace=2)
+    async with listening(server) as address, watching(address) as status:
+        assert await status() == SERVING
+        async with asyncio.timeout(1):
+            await server.stop()
