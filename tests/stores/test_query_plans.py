@@ -23,6 +23,7 @@ from order.domain import Step as OrderStep
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STORED = 4000
 LIVE = 20
+PAGE = 300  # rows, about as many as a store reads at once
 OVEN = Kitchen({"oven": 4}, {"pizza": (Step("bake", "oven", 60),)})
 FLEET = Fleet(couriers=4, trip_seconds=60)
 MENU = Menu((MenuItem("pizza", "Pizza", Money("EUR", 8)),))
@@ -82,6 +83,16 @@ def slow(url: str, statements: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def large(url: str, statements: Mapping[str, Any]) -> list[str]:
+    """Those that answer more rows than a page has."""
+    with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
+        return [
+            statement
+            for statement, parameters in statements.items()
+            if statement.startswith("SELECT") and len(connection.exec_driver_sql(statement, parameters).all()) > PAGE
+        ]
+
+
 async def test_orders(database_url: str) -> None:
     """Placing, getting, listing, watching, moving and taking orders, and beginning a feed again."""
     orders, changes = order.schema.orders, order.schema.changes
@@ -112,6 +123,16 @@ async def test_orders(database_url: str) -> None:
             assert store.live() == {"PLACED": LIVE}
         assert {"orders", "order_changes", "feeds"} <= tables_of(statements)
         assert not slow(database_url, statements)
+        assert not large(database_url, statements)
+
+
+async def asked_from_the_beginning(url: str, store: Any) -> dict[str, Any]:
+    """What a database is asked by who reads a feed, or compacts it, where there is most to read."""
+    with asked(url) as statements:
+        async with aclosing(store.follow(0)) as feed:
+            assert (await anext(feed)).sequence == 1
+        assert await store.compact(0, NOW + timedelta(days=1)) is not None
+    return statements
 
 
 async def test_tickets(database_url: str) -> None:
@@ -139,6 +160,7 @@ async def test_tickets(database_url: str) -> None:
                 assert (await anext(feed)).sequence == 4 * STORED - 1
         assert {"tickets", "portions", "ticket_changes"} <= tables_of(statements)
         assert not slow(database_url, statements)
+        assert not large(database_url, statements | await asked_from_the_beginning(database_url, store))
 
 
 async def test_deliveries(database_url: str) -> None:
@@ -167,6 +189,7 @@ async def test_deliveries(database_url: str) -> None:
                 assert (await anext(feed)).sequence == 4 * STORED - 1
         assert {"deliveries", "delivery_changes"} <= tables_of(statements)
         assert not slow(database_url, statements)
+        assert not large(database_url, statements | await asked_from_the_beginning(database_url, store))
 
 
 async def test_a_statement_without_an_index_is_found(database_url: str) -> None:
