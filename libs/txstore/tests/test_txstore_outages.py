@@ -1,7 +1,6 @@
 """A database that is away, stalled or full: what callers get meanwhile, and that all goes on by itself afterwards."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, suppress
 from datetime import timedelta
@@ -10,7 +9,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from txstore import Limits, StoreUnavailable
-from txstore_tests.notes import ON_SQLITE, Notes, NoteTaken, changes, connection_to, open_notes, until
+from txstore_tests.notes import (
+    ON_SQLITE,
+    Notes,
+    NoteTaken,
+    changes,
+    connection_to,
+    connections,
+    open_notes,
+    store_threads,
+    until,
+)
 
 from tests.postgres import DATABASES, MISSING, Postgres, postgres
 
@@ -103,17 +112,6 @@ def test_a_stalled_database_does_not_hold_up_the_end(victim: Postgres) -> None:
         asyncio.run(life())
     asyncio.run(until(lambda: store_threads() == before))
     asyncio.run(until(lambda: connections(victim, url) == 0))
-
-
-def store_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("store-")}
-
-
-def connections(cluster: Postgres, url: str) -> int:
-    """How many there are to a database."""
-    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = :name"
-    with connection_to(cluster.url("postgres", "postgres")) as connection:
-        return int(connection.execute(sa.text(count), {"name": sa.make_url(url).database}).scalar_one())
 
 
 class Disk:

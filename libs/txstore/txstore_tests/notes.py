@@ -30,6 +30,8 @@ from txstore import (
 )
 from txstore.engines import READERS, WRITERS
 
+from tests.postgres import Postgres
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -152,7 +154,7 @@ class Notes:
 @asynccontextmanager
 async def open_notes(url: str, *more: Write[Any, Any], limits: Limits = Limits()) -> AsyncIterator[Notes]:  # noqa: B008 # frozen
     """The store at a URL, which takes further kinds of writes, after its own."""
-    writes = (add, edit, FEED.compact, HOLD, *more)
+    writes: list[Write[Any, Any]] = [add, edit, FEED.compact, HOLD, *more]
     prepare = partial(secret_key, table=secret)
     async with open_database(url, migrations=MIGRATIONS, writes=writes, prepare=prepare, limits=limits) as opened:
         yield Notes(*opened, url)
@@ -164,16 +166,20 @@ async def open_notes(url: str, *more: Write[Any, Any], limits: Limits = Limits()
 class Gate:
     """Where work waits until it is let go on."""
 
+    connection: sa.Connection
+    """What the work is done on, once it is reached."""
+
     def __init__(self) -> None:
         self.reached = threading.Event()
         self.opened = threading.Event()
 
-    def wait(self, *_: object) -> None:
+    def wait(self) -> None:
         self.reached.set()
         assert self.opened.wait(_PATIENCE.total_seconds())
 
 
 def _hold(connection: sa.Connection, gate: Gate) -> None:
+    gate.connection = connection
     gate.wait()
 
 
@@ -183,7 +189,7 @@ HOLD = one_by_one(_hold)
 @asynccontextmanager
 async def readers_held(database: Database) -> AsyncIterator[list[Gate]]:
     """All threads that read wait, each at a gate of its own."""
-    async with _held(partial(database.with_limit(None).read, _hold), READERS) as gates:
+    async with _held(lambda gate: database.with_limit(None).read(_hold, gate), READERS) as gates:
         yield gates
 
 
@@ -191,7 +197,7 @@ async def readers_held(database: Database) -> AsyncIterator[list[Gate]]:
 async def writers_held(notes: Notes) -> AsyncIterator[list[Gate]]:
     """All threads that write wait, each at a gate of its own."""
     threads = WRITERS["postgresql" if notes.database.shared else "sqlite"]
-    async with _held(partial(notes.database.with_limit(None).write, HOLD), threads) as gates:
+    async with _held(lambda gate: notes.database.with_limit(None).write(HOLD, gate), threads) as gates:
         yield gates
 
 
@@ -243,3 +249,14 @@ def connection_to(url: str) -> Iterator[sa.Connection]:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         yield connection
+
+
+def store_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("store-")}
+
+
+def connections(cluster: Postgres, url: str) -> int:
+    """How many there are to a database."""
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = :name"
+    with connection_to(cluster.url("postgres", "postgres")) as connection:
+        return int(connection.execute(sa.text(count), {"name": sa.make_url(url).database}).scalar_one())
