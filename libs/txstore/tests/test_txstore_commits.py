@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -28,6 +28,12 @@ from txstore_tests.notes import notes as table
 
 TEXT: Any = None
 """What no note may have for its text."""
+
+
+@pytest.fixture
+async def notes(database_url: str) -> AsyncIterator[Notes]:
+    async with open_notes(database_url) as notes:
+        yield notes
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """How long callers wait, and how many of them may."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -23,6 +24,12 @@ from txstore_tests.notes import (
 from txstore_tests.notes import notes as table
 
 SOON = timedelta(seconds=0.05)
+
+
+@pytest.fixture
+async def notes(database_url: str) -> AsyncIterator[Notes]:
+    async with open_notes(database_url) as notes:
+        yield notes
 
 
 async def test_reads_beyond_the_most_are_refused_at_once(database_url: str) -> None:

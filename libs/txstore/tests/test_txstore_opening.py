@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 """What each connection is to be set to, by the statement that asks for it."""
+
+
+@pytest.fixture
+async def notes(database_url: str) -> AsyncIterator[Notes]:
+    async with open_notes(database_url) as notes:
+        yield notes
 
 
 def settings(connection: sa.Connection) -> dict[str, Any]:
