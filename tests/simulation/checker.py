@@ -1,11 +1,27 @@
 """What must hold once faults have ended and all had time to end."""
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from order.domain import Order, OrderState, Preparation, Transport
 
 from tests.simulation.shop import NO_RECIPE, NO_ROAD, Customer, Shop
 
+# The life of an order as the contract tells it.
+_MOVES = {
+    OrderState.PLACED: {"PREPARING", "CANCELLING", "CANCELLED", "FAILED"},
+    OrderState.PREPARING: {"READY", "CANCELLING"},
+    OrderState.READY: {"OUT_FOR_DELIVERY", "CANCELLING", "FAILED"},
+    OrderState.OUT_FOR_DELIVERY: {"DELIVERED"},
+    OrderState.CANCELLING: {"CANCELLED", "OUT_FOR_DELIVERY"},
+}
+# Where databases are lost, a check finds an order further than the last news did, or not at all.
+_MOVES_BY_CHECKS = {
+    OrderState.PLACED: {"READY"},
+    OrderState.READY: {"DELIVERED"},
+    OrderState.OUT_FOR_DELIVERY: {"FAILED"},
+    OrderState.CANCELLING: {"DELIVERED", "FAILED"},
+}
 # What ticket and delivery may be at the end of an order; what a lost database knew is free of this.
 _TICKETS: dict[OrderState, set[Preparation | None]] = {
     OrderState.DELIVERED: {Preparation.READY},
@@ -23,10 +39,9 @@ _DELIVERIES: dict[OrderState, set[Transport | None]] = {
 
 def settled(shop: Shop) -> bool:
     """Whether all orders, tickets and deliveries have ended, and the last news of them is read."""
-    database = shop.database
-    return all(order.state.last for order in database.orders.values()) and all(
-        provider.read_to_its_end(database.tokens.get(provider.name, ""))
-        and provider.last >= {*provider.things.values()}
+    tokens = shop.database.tokens()
+    return all(order.state.last for order in shop.database.orders().values()) and all(
+        provider.read_to_its_end(tokens.get(provider.name, "")) and provider.last >= {*provider.things.values()}
         for provider in (shop.kitchen, shop.delivery)
     )
 
@@ -37,12 +52,13 @@ def broken(shop: Shop, customers: Iterable[Customer]) -> Iterator[str]:
     That an order has at most one ticket and one delivery follows from the key, which is the order's: so here it is that
     each of them belongs to an order.
     """
-    orders, placed = shop.database.orders, {customer.order_id: customer for customer in customers}
+    orders, tokens, lives = shop.database.orders(), shop.database.tokens(), shop.database.lives()
+    placed = {customer.order_id: customer for customer in customers}
     for order_id, customer in placed.items():
         if customer.acknowledged and order_id not in orders:
             yield f"{order_id} was acknowledged and is not stored"
     for provider in (shop.kitchen, shop.delivery):
-        if not provider.read_to_its_end(shop.database.tokens.get(provider.name, "")):
+        if not provider.read_to_its_end(tokens.get(provider.name, "")):
             yield f"the feed of {provider.name} is not read to its end"
         for order_id, progress in provider.things.items():
             if order_id not in orders:
@@ -53,9 +69,19 @@ def broken(shop: Shop, customers: Iterable[Customer]) -> Iterator[str]:
         if order_id not in placed:
             yield f"{order_id} was never placed"
             continue
+        yield from _false_moves(order_id, lives[order_id], shop)
+        if lives[order_id][-1] is not order.state:
+            yield f"{order_id} is {order.state}, and its watchers were told {lives[order_id]}"
         ticket, delivery = shop.kitchen.things.get(order_id), shop.delivery.things.get(order_id)
         for fault in _faults(order, placed[order_id], shop):
             yield f"{order_id} {fault}: {order.state}, step {order.step}, ticket {ticket}, delivery {delivery}"
+
+
+def _false_moves(order_id: str, life: list[OrderState], shop: Shop) -> Iterator[str]:
+    for before, after in pairwise(life):
+        checks = _MOVES_BY_CHECKS.get(before, ()) if shop.world.loses_databases else ()
+        if after not in _MOVES.get(before, ()) and after not in checks:
+            yield f"{order_id} went from {before} to {after}"
 
 
 def _faults(order: Order, customer: Customer, shop: Shop) -> Iterator[str]:

@@ -8,11 +8,12 @@ from random import Random
 from grpcmesh import Workload
 from order.domain import Address, Line, Menu, MenuItem, Money, NotCancellable, Preparation, Transport
 from order.fulfilment import Fulfilment, Patience
+from order.store import Store
 from txstore import StoreUnavailable
 
+from tests.simulation.database import Database
 from tests.simulation.process import Process
 from tests.simulation.providers import Provider, SimulatedDelivery, SimulatedKitchen
-from tests.simulation.store import Database, SimulatedStore
 from tests.simulation.world import CALL_TIMEOUT, World
 
 PIZZA = "margherita"
@@ -21,9 +22,9 @@ NO_ROAD = "Nowhere"
 
 
 class Shop:
-    def __init__(self, world: World, store: type[SimulatedStore], check_after: float) -> None:
+    def __init__(self, world: World, database: Database, check_after: float) -> None:
         self.world = world
-        self.database = Database()
+        self.database = database
         self.kitchen = Provider(
             world,
             "kitchen",
@@ -31,7 +32,7 @@ class Shop:
             Preparation.CANCELLED,
             {Preparation.READY},
             lambda order: order.lines[0].sku == NO_RECIPE,
-            self.database.ended,
+            self._ended,
         )
         self.delivery = Provider(
             world,
@@ -40,21 +41,21 @@ class Shop:
             Transport.CANCELLED,
             {Transport.IN_TRANSIT, Transport.DELIVERED},
             lambda order: order.address.city == NO_ROAD,
-            self.database.ended,
+            self._ended,
         )
         items = tuple(MenuItem(sku, sku, Money("EUR", 8)) for sku in (PIZZA, NO_RECIPE))
         self.menu = Menu(items)
         self.hold = timedelta(seconds=world.random.choice((0, 0, 2)))
-        self.processes: list[tuple[Process, SimulatedStore]] = []
+        self.processes: list[tuple[Process, Store]] = []
         """The last is the one that customers reach."""
-        self._store = store
         self._patience = Patience(timedelta(seconds=check_after))
-        self.start_process()
+        for _ in range(database.replicas):
+            self.start_process()
 
     def start_process(self) -> None:
         world = self.world
         process = Process(world, f"order#{len(self.processes) + 1}", self.start_process)
-        store = self._store(process, self.database)
+        store = self.database.open(process)
         self.processes.append((process, store))
         kitchen, delivery = SimulatedKitchen(process, self.kitchen), SimulatedDelivery(process, self.delivery)
         jitter = Random(world.random.random())
@@ -64,6 +65,10 @@ class Shop:
         """A process that only pauses is taken for dead, so that two work at once."""
         self.processes[-1][0].pause(seconds)
         self.start_process()
+
+    def _ended(self, order_id: str) -> bool:
+        order = self.database.orders().get(order_id)
+        return order is not None and order.state.last
 
     def close(self) -> None:
         for process, _ in self.processes:
@@ -93,18 +98,18 @@ class Customer:
             await asyncio.sleep(random.choice((0.1, 1, 8)) * random.random())
             await self._ask(self._cancel)
 
-    async def _place(self, store: SimulatedStore) -> None:
+    async def _place(self, store: Store) -> None:
         lines, address = (Line(self.sku, 1),), Address("1 Main St", self.city, "")
         shop, now = self._shop, self._world.clock()
         await store.place(shop.menu.order(self.order_id, "ada", lines, address, now, hold=shop.hold))
 
-    async def _cancel(self, store: SimulatedStore) -> None:
+    async def _cancel(self, store: Store) -> None:
         try:
             await store.update(self.order_id, lambda order: order.cancel(self._world.clock()))
         except NotCancellable:
             self._world.tell(self.order_id, "is too far to be cancelled")
 
-    async def _ask(self, call: Callable[[SimulatedStore], Awaitable[None]]) -> bool:
+    async def _ask(self, call: Callable[[Store], Awaitable[None]]) -> bool:
         """Whether the call was answered."""
         while True:
             process, store = self._shop.processes[-1]

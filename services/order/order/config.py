@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     kitchen_target: str | None = None
     """Where the kitchen is, as gRPC names targets: "dns:///kitchen:8081". None where it is in the same process."""
     delivery_target: str | None = None
-    """Where delivery is, likewise."""
+    """The same for delivery."""
     hold: Annotated[Seconds, Field(ge=timedelta())] = timedelta()
     """For second thoughts: so long an order waits before it goes to the kitchen, and is cancelled at once."""
     check_after: Annotated[Seconds, Field(gt=timedelta())] = timedelta(minutes=1)
