@@ -44,9 +44,8 @@ def create_engine(url: sa.URL) -> sa.Engine:
 
 
 def _sqlite(url: sa.URL) -> sa.Engine:
-    if url.database in (None, "", ":memory:"):  # each connection would have a database of its own
-        raise sa.exc.ArgumentError("a database of SQLite is a file")
-    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(url)
 
     @sa.event.listens_for(engine, "connect")

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _MIGRATING = 1  # advisory lock of replicas that start together
 _LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
+_IN_MEMORY = {"sqlite://", "sqlite:///", "sqlite:///:memory:"}
 # Another replica may be at it, and a migration may take long, also between its statements.
 _PATIENCE = sa.text("""
     SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '1min'
@@ -41,6 +42,8 @@ async def open_database(
     `migrations` is a folder of Alembic's, whose env.py runs them on `context.config.attributes["connection"]`. They and
     `prepare` share a transaction. `writes` are as `Database` takes them.
     """
+    if url in _IN_MEMORY:
+        raise CannotOpen(f"cannot use the database {url}: each thread would have one of its own, so it wants a file")
     engine, prepared = await asyncio.to_thread(open_engine, url, migrations, prepare)
     database = Database(engine, writes, limits)
     try:
