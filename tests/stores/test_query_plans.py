@@ -1,8 +1,10 @@
 """What the stores ask of their databases costs the same however much is stored: every statement goes by an index."""
 
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import delivery.domain
 import delivery.schema
@@ -11,6 +13,7 @@ import kitchen.schema
 import kitchen.store
 import order.schema
 import order.store
+import sqlalchemy as sa
 from delivery.domain import Fleet
 from kitchen.domain import Item, Kitchen, Step
 from order.domain import Address, Line, Menu, MenuItem, Money
