@@ -1,5 +1,6 @@
 """The development CA's command: who may read what it writes, whom its certificates name, and when it makes new ones."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -89,7 +90,11 @@ def test_a_key_is_secret_whatever_was_there(tmp_path: Path) -> None:
     for name in ("tls.key", ".tls.key"):
         (tmp_path / name).touch()
         (tmp_path / name).chmod(0o666)
-    Authority().write(tmp_path, "echo")
+    mask = os.umask(0)
+    try:
+        Authority().write(tmp_path, "echo")
+    finally:
+        os.umask(mask)
     assert sorted(contents(tmp_path)) == sorted(FILES)
     assert (tmp_path / "tls.key").stat().st_mode & 0o777 == 0o600
 
