@@ -37,6 +37,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 _PATIENCE = timedelta(seconds=20)  # until a test that waits for something has failed
+_LIMITS = Limits(read=_PATIENCE, write=_PATIENCE)  # the machine may be slow
 
 metadata = sa.MetaData()
 notes = sa.Table(
@@ -152,7 +153,7 @@ class Notes:
 
 
 @asynccontextmanager
-async def open_notes(url: str, *more: Write[Any, Any], limits: Limits = Limits()) -> AsyncIterator[Notes]:  # noqa: B008 # frozen
+async def open_notes(url: str, *more: Write[Any, Any], limits: Limits = _LIMITS) -> AsyncIterator[Notes]:
     """The store at a URL, which takes further kinds of writes, after its own."""
     writes: list[Write[Any, Any]] = [add, edit, FEED.compact, HOLD, *more]
     prepare = partial(secret_key, table=secret)
