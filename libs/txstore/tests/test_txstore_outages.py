@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -118,15 +118,20 @@ async def test_a_connection_that_breaks_stores_nothing_half(database_url: str) -
 def test_a_stalled_database_does_not_hold_up_the_end(victim: Postgres) -> None:
     """Closing ends within its limit while the database is stopped; once that goes on, nothing is left of the store."""
     before, url = store_threads(), victim.database()
-    with ExitStack() as stack:
+    with ExitStack() as stall:
 
         async def life() -> None:
-            async with asyncio.timeout(20):  # this stall would not end by itself, and the machine may be slow
-                async with open_notes(url, limits=Limits(SOON, SOON)) as notes:
-                    stack.enter_context(victim.stalled())
-                    for call in (notes.all(), notes.add("lost")):
-                        with pytest.raises(StoreUnavailable):
-                            await call
+            async with AsyncExitStack() as stack:
+                notes = await stack.enter_async_context(open_notes(url, limits=Limits(SOON, SOON)))
+                stall.enter_context(victim.stalled())
+                for call in (notes.all(), notes.add("lost")):
+                    with pytest.raises(StoreUnavailable):
+                        await call
+                closing = asyncio.create_task(stack.aclose())
+                closed, _ = await asyncio.wait([closing], timeout=20)  # the machine may be slow
+                if not closed:
+                    stall.close()  # which lets this test end
+                assert closed
 
         asyncio.run(life())
     asyncio.run(until(lambda: store_threads() == before))

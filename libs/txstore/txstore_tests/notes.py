@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -238,10 +239,11 @@ async def _once_asked(gate: Gate, calls: Sequence[Coroutine[Any, Any, Any]]) -> 
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits for what nobody tells of."""
-    async with asyncio.timeout(_PATIENCE.total_seconds()):
-        while not condition():  # noqa: ASYNC110 # another thread or process makes it true, and offers no event
-            await asyncio.sleep(0.01)
+    """Waits for what another thread or process makes true, and nobody tells of."""
+    end = time.monotonic() + _PATIENCE.total_seconds()
+    while not condition():
+        assert time.monotonic() < end, "it has not come true"
+        await asyncio.sleep(0.01)
 
 
 @contextmanager
