@@ -11,6 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CONTRACTS := $(addprefix gen/python/pizza/,order kitchen delivery)
 DISTRIBUTIONS := libs/grpcmesh libs/txstore $(addprefix services/,order kitchen delivery all_in_one) cli
 READY := $(VENV)/ready
+GO_PROGRAMS := $(VENV)/go-programs
 
 .PHONY: help
 help: ## list the targets
@@ -27,6 +28,12 @@ $(READY): requirements/dev.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 .PHONY: setup
 setup: $(READY) ## the virtual environment, with everything that development needs
 
+# They render and judge the manifests. Without them those tests are skipped, and in CI they fail.
+$(GO_PROGRAMS): requirements/go.txt | $(READY)
+	@echo "building the programs of $<"
+	@if GOBIN=$(CURDIR)/$(BIN) xargs -n 1 go install <$<; then touch $@; \
+	else echo "LEFT OUT: the tests of manifests, which need Go and its modules" >&2; fi
+
 .PHONY: up
 up: $(READY) ## the whole shop in one process, order on localhost:8080
 	@tools/up all-in-one
@@ -36,7 +43,7 @@ up-split: $(READY) ## the shop as three processes, order on localhost:8080
 	@tools/up split
 
 .PHONY: up-kitchen up-delivery up-order
-up-kitchen: ## one service alone, as its own process (likewise up-delivery and up-order)
+up-kitchen: ## one service alone, as its own process (also up-delivery and up-order)
 up-kitchen up-delivery up-order: $(READY)
 	@tools/up $(@:up-%=%)
 
@@ -44,14 +51,21 @@ up-kitchen up-delivery up-order: $(READY)
 certs: $(READY) ## a development CA and a certificate for each service, in .data/certificates
 	@python3 tools/certs.py .data/certificates order kitchen delivery
 
-.PHONY: test
-test: $(READY) ## everything that must hold: lint, types, architecture, gen/ current, tests
+# The tests wait more than they compute, so that lint and types go beside them, and more of them than there are cores.
+.PHONY: test lint tests
+test: $(READY) $(GO_PROGRAMS) ## everything that must hold: lint, types, architecture, gen/ current, tests
+	@$(MAKE) --no-print-directory --jobs 2 tests lint
+
+lint: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
-	$(MAKE) --no-print-directory proto-check
-	pytest
+	pylint $(foreach s,order kitchen delivery,services/$(s)/$(s))
+	@$(MAKE) --no-print-directory proto-check
+
+tests: $(READY) $(GO_PROGRAMS)
+	pytest --numprocesses 4 --dist loadfile --ignore tests/images
 
 SEED ?= 1
 SCHEDULES ?= 10000
@@ -67,6 +81,11 @@ REPLICAS ?= 1
 .PHONY: chaos
 chaos: $(READY) ## ORDERS (2000) under KILLS (100) SIGKILLs, as SEED (1) says; STORE=postgres [REPLICAS=2] kills that too
 	@$(BIN)/python -m tests.chaos --seed $(SEED) --orders $(ORDERS) --kills $(KILLS) --store $(STORE) --replicas $(REPLICAS)
+
+NAMES ?=
+.PHONY: mutants
+mutants: $(READY) $(GO_PROGRAMS) ## plant each fault of tests/mutants (NAMES: those that begin so); the tests must see all
+	@$(BIN)/python -m tests.mutants $(NAMES) $(if $(SAMPLE),--sample $(SAMPLE))
 
 RESTARTS ?= 24
 .PHONY: drain
@@ -95,6 +114,10 @@ proto-check: $(READY)
 	@if python3 tools/third_party.py; then tools/gen_is_current; \
 	elif [ -n "$$CI" ]; then exit 1; \
 	else echo "LEFT OUT: the check that gen/ is current (see the line above)"; fi
+
+.PHONY: states
+states: $(READY) ## draw docs/states.md from the tables of the services' domains
+	@python3 tools/states.py >docs/states.md
 
 .PHONY: bench
 bench: $(READY) ## what the mesh costs a call
@@ -125,6 +148,10 @@ images: $(addprefix image-,$(IMAGES)) ## the container images pizza-order, pizza
 $(addprefix image-,$(IMAGES)):
 	docker build --file services/$(@:image-%=%)/Dockerfile --tag pizza-$(@:image-%=%) .
 
+.PHONY: test-images
+test-images: $(READY) ## build each image, look into it, start it and stop it (needs Docker)
+	DOCKER=needed pytest tests/images
+
 .PHONY: deploy
 deploy: cluster certs images ## the production-like overlay on the kind cluster
 	@tools/deploy
@@ -134,7 +161,7 @@ deploy: cluster certs images ## the production-like overlay on the kind cluster
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
   $(foreach name,grpcmesh txstore $(foreach s,order kitchen delivery,pizza-$(s)-contract pizza-$(s)),--no-emit-package $(name))
 .PHONY: lock
-lock: $(READY) ## resolve the dependencies anew into requirements/
+lock: $(READY) ## resolve the dependencies again into requirements/
 	$(COMPILE) $(addsuffix /pyproject.toml,$(CONTRACTS) $(DISTRIBUTIONS)) requirements/dev.in --output-file requirements/dev.txt
 	$(foreach s,order kitchen delivery,$(COMPILE) --constraint requirements/dev.txt services/$(s)/pyproject.toml --output-file requirements/$(s).txt && )true
 	echo hatchling | $(COMPILE) --constraint requirements/dev.txt - --output-file requirements/build.txt

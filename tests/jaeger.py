@@ -83,7 +83,8 @@ def running(program: str, folder: Path) -> Iterator[Jaeger]:
     try:
         end = time.monotonic() + _START_LIMIT
         while not jaeger.up():
-            assert process.poll() is None and time.monotonic() < end, (folder / "jaeger.log").read_text()  # noqa: PT018
+            if process.poll() is not None or time.monotonic() > end:
+                raise AssertionError((folder / "jaeger.log").read_text())
             time.sleep(0.05)  # it offers no way to be told
         yield jaeger
     finally:

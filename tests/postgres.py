@@ -24,7 +24,7 @@ def _names(folder: Path) -> set[str]:
 _DEBIAN = Path("/usr/lib/postgresql/15/bin")  # not in the PATH there
 _START_LIMIT = 30.0  # seconds
 PROGRAMS = next(
-    (place for place in (_DEBIAN, *map(Path, os.get_exec_path())) if {"initdb", "postgres"} <= _names(place)), None
+    (path for path in (_DEBIAN, *map(Path, os.get_exec_path())) if {"initdb", "postgres"} <= _names(path)), None
 )
 """Where Postgres' programs are; None where there are none."""
 DATABASES = ("sqlite", "postgresql") if PROGRAMS else ("sqlite",)
@@ -100,7 +100,7 @@ class Postgres:
         return f"postgresql+psycopg://{role}@127.0.0.1:{self.port}/{database}"
 
     def _signal(self, number: int) -> None:
-        """To the postmaster first, lest it start others anew; each of its children leads a group of its own."""
+        """To the postmaster first, so that it starts no others; each of its children leads a group of its own."""
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in (self._process.pid, *map(int, children)):

@@ -68,6 +68,8 @@ class Shop:
         for service in SERVICES:
             self.environment |= self._listen(service)
         self._own = environment
+        self.environments: dict[str, dict[str, str]] = {}
+        """What a service alone has in its environment."""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def certificates(self, service: str) -> Path:
@@ -102,7 +104,7 @@ class Shop:
             own |= {f"{other.upper()}_DATABASE_URL": "sqlite:////dev/null/no.db" for other in self.services[:-1]}
         else:
             own |= self._listen(name)
-        environment = self.environment | own | self._own
+        environment = self.environment | own | self._own | self.environments.get(service, {})
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen([sys.executable, "-m", service], env=environment, stderr=log)
         self.processes[name] = process

@@ -4,12 +4,13 @@ google/* comes from the installed googleapis-common-protos; buf/validate from th
 Go, from the Buf registry. Prints one line and exits 1 where neither can be reached.
 """
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import google.rpc
 
 PROTOVALIDATE = "v1.2.2"
 ROOT = Path(__file__).parents[1] / "third_party"
@@ -44,7 +45,7 @@ def main() -> int:
         return 0
     shutil.rmtree(ROOT, ignore_errors=True)
     ROOT.mkdir()
-    (package,) = importlib.util.find_spec("google.rpc").submodule_search_locations  # type: ignore[union-attr,misc]
+    (package,) = google.rpc.__path__
     for name in GOOGLE:
         copy(Path(package).parents[1] / name, name)
     if not (from_go() or from_buf_registry()):

@@ -19,7 +19,7 @@ def item(argument: str) -> OrderLine:
 
 
 def address(argument: str) -> Address:
-    """Return the place that "street, city" or "street, city, postal code" names. Any other form is a MalformedError."""
+    """Return the address of "street, city" or "street, city, postal code"; raise MalformedError for any other form."""
     parts = [part.strip() for part in argument.split(",")]
     if len(parts) not in (2, 3) or not all(parts):
         raise MalformedError(f'--to {argument!r} is not "street, city" or "street, city, postal code"')

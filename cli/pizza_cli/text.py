@@ -33,6 +33,6 @@ def local_time(time: Timestamp) -> str:
     return time.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def address(place: Address) -> str:
+def address(to: Address) -> str:
     """Return an address in the form that `--to` takes."""
-    return ", ".join(filter(None, (place.street, place.city, place.postal_code)))
+    return ", ".join(filter(None, (to.street, to.city, to.postal_code)))

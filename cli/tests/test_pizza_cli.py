@@ -612,7 +612,7 @@ class Rest:
 def test_a_stream_that_answered_may_rest() -> None:
     """A stream that has answered once is left alone, even where the order rests for longer than the patience."""
     streams: list[Stream] = [Rest()]
-    seen = states(lambda: streams.pop(0), "target", patience=0.1)
+    seen = states(lambda: streams.pop(0), "target", patience_seconds=0.1)
     assert [order.state for order in seen] == [contract.ORDER_STATE_PREPARING, contract.ORDER_STATE_DELIVERED]
 
 
@@ -635,7 +635,7 @@ def test_live_view_on_a_terminal(target: str, shop: FakeShop) -> None:
     terminal, stdout = pty.openpty()
     command = [*PROCESS, "--target", target, "watch", ORDER_ID]
     # The command is this module's own.
-    with subprocess.Popen(command, stdout=stdout, env=os.environ | {"TERM": "xterm", "COLUMNS": "80"}) as process:  # noqa: S603
+    with subprocess.Popen(command, stdout=stdout, env=os.environ | {"TERM": "xterm", "COLUMNS": "80"}) as process:
         os.close(stdout)
         output = b""
         while chunk := _read(terminal):
@@ -663,7 +663,7 @@ def test_interrupt(target: str, shop: FakeShop) -> None:
     shop.watched(PLACED, end=grpc.StatusCode.UNAVAILABLE)
     command = [*PROCESS, "--target", target, "watch", ORDER_ID]
     # The command is this module's own.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert "PLACED" in process.stdout.readline()
         process.send_signal(signal.SIGINT)

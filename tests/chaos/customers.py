@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CUSTOMERS = 12
-_THINKING = 0.6  # seconds between a customer's orders, on average: some 20 orders a second, lest all be placed at once
+_THINKING = 0.6  # seconds between a customer's orders, on average: some 20 orders a second, not all of them at once
 _PATIENCE = 2.0  # seconds for one call, as the contract has it
 _LIST_EVERY = 20  # orders
 _PAGE = 7
@@ -58,7 +58,7 @@ class Customer:
     async def visit(self, seed: int, orders: int) -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(orders):
-                # Drawn anew for each order, so that what is wanted does not depend on how calls fare.
+                # Drawn again for each order, so that what is wanted does not depend on how calls fare.
                 random = Random(f"{seed} {self._name} {number}")
                 await asyncio.sleep(random.expovariate(1 / _THINKING))  # a customer thinks
                 entry = self._want(random)
@@ -138,7 +138,7 @@ class Customer:
 
     async def _read(self, entry: Entry, pauses: list[float]) -> None:
         for pause in pauses:
-            await asyncio.sleep(pause)  # likewise
+            await asyncio.sleep(pause)  # also drawn from the seed
             request = pb.GetOrderRequest(order_id=entry.order_id)
             answer = await self._persist(
                 "GetOrder", entry.order_id, partial(self._stub.GetOrder, request, timeout=_PATIENCE)

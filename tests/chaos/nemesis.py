@@ -81,7 +81,7 @@ class Nemesis:
             await asyncio.to_thread(self._postgres.start)
         else:
             self._shop.kill(victim)
-            await asyncio.sleep(seconds)  # likewise
+            await asyncio.sleep(seconds)  # also drawn from the seed
             self._shop.launch(victim)
 
     async def _stall(self, victim: str, seconds: float) -> None:
@@ -94,7 +94,7 @@ class Nemesis:
             process = self._shop.processes[victim]
             process.send_signal(signal.SIGSTOP)
             try:
-                await asyncio.sleep(seconds)  # likewise
+                await asyncio.sleep(seconds)  # also drawn from the seed
             finally:
                 process.send_signal(signal.SIGCONT)
 

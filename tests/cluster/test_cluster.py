@@ -43,7 +43,7 @@ METHODS = [method for service in (ORDER, KITCHEN, DELIVERY) for method in servic
 DECLARED = {(caller, method.path[1:]) for method in METHODS for caller in method.callers}
 HOME = pb.Address(street="1 Main St", city="Springfield")
 _REFUSED = {code.value[0] for code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)}
-_LIMIT = 90.0  # seconds; pods start anew in between
+_LIMIT = 90.0  # seconds; pods start again in between
 
 # What a pod of delivery's asks the kitchen, with the certificate that it has.
 _STRANGER = """

@@ -56,7 +56,7 @@ def kitchen(tmp_path_factory: Temporary, database: None) -> Iterator[Provider]:
     }
     with running("kitchen", tmp_path_factory.mktemp("kitchen")) as process:
         provider = Provider(KITCHEN, process.channel, ways)
-        provider.new("diavola")  # holds the only place where they are made
+        provider.new("diavola")  # holds the only station where they are made
         yield provider
 
 

@@ -108,7 +108,7 @@ class Fake:
             self._set_muted(False)
 
     def lose_database(self, *, keep_things: bool = False) -> None:
-        """Starts anew and knows no token any more; and no thing either, unless they are kept."""
+        """Starts again and knows no token any more; and no thing either, unless they are kept."""
         with self._lock:
             self._database += 1
             self._feed = [(uuid.uuid4().hex, thing) for _, thing in self._feed] if keep_things else []
@@ -173,7 +173,7 @@ class Fake:
                 while not self._news(position, database, context):
                     self._lock.wait()
                 if self._database != database:
-                    context.abort(grpc.StatusCode.UNAVAILABLE, "started anew")
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "started again")
                 if not context.is_active():
                     return
                 token, thing = self._feed[position]

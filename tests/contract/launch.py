@@ -122,8 +122,8 @@ def running(service: str, folder: Path, tls: bool | None = None, /, **environmen
 
 def _start(service: str, folder: Path, secure: bool, environment: Mapping[str, str], end: ExitStack) -> Running:
     address = f"127.0.0.1:{free_port()}"
-    places = {"address": address, "database": DATABASES.url(service, folder)}
-    settings = {name: value.format(**places) for name, value in ENVIRONMENTS[service].items()}
+    own = {"address": address, "database": DATABASES.url(service, folder)}
+    settings = {name: value.format(**own) for name, value in ENVIRONMENTS[service].items()}
     log = end.enter_context((folder / f"{service}.log").open("ab"))
     if secure:
         settings |= {"MESH_CERTIFICATES": str(folder / "certificates"), "ORDER_TLS": "true"}

@@ -43,7 +43,8 @@ class Kind:
         return f"{self.noun}_id"
 
     def state(self, thing: Thing) -> str:
-        return self._states.Name(thing.state).removeprefix(f"{self.noun.upper()}_STATE_")  # type: ignore[no-any-return]
+        name: str = self._states.Name(thing.state)
+        return name.removeprefix(f"{self.noun.upper()}_STATE_")
 
     def number(self, state: str) -> int:
         return int(self._states.Value(f"{self.noun.upper()}_STATE_{state}"))

@@ -39,10 +39,10 @@ def invalid(kind: type[M]) -> st.SearchStrategy[M]:
 def damaged(kind: type[Message]) -> st.SearchStrategy[bytes]:
     """Valid requests with a few bytes put in, or the end cut off, somewhere."""
 
-    def damage(request: Message, place: float, noise: bytes) -> bytes:
+    def damage(request: Message, at: float, noise: bytes) -> bytes:
         data = request.SerializeToString()
-        at = int(place * len(data))
-        return data[:at] + noise + data[at:] if noise else data[:at]
+        position = int(at * len(data))
+        return data[:position] + noise + data[position:] if noise else data[:position]
 
     return st.builds(damage, valid(kind), st.floats(0, 1), st.binary(max_size=4))
 

@@ -260,9 +260,9 @@ async def test_the_command_line_follows_an_order(shop: Shop) -> None:
     process = await asyncio.create_subprocess_exec(pizza, "--target", shop.target, *order, stdout=subprocess.PIPE)
     shown, _ = await process.communicate()
     assert process.returncode == 0
-    places = [shown.decode().find(state) for state in WHOLE_LIFE]
-    assert -1 not in places
-    assert places == sorted(places)
+    positions = [shown.decode().find(state) for state in WHOLE_LIFE]
+    assert -1 not in positions
+    assert positions == sorted(positions)
 
 
 def rows(shop: Shop, service: str, query: str) -> list[tuple[object, ...]]:

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -107,7 +108,9 @@ async def open_shop(reach: str, folder: Path, spans: InMemorySpanExporter) -> As
         fleet=folder / "fleet.toml",
         time_scale=0.001,
     )
-    order = OrderSettings(listen=address(), database_url=f"sqlite:///{folder}/order.db", check_after=0.05)
+    order = OrderSettings(
+        listen=address(), database_url=f"sqlite:///{folder}/order.db", check_after=timedelta(seconds=0.05)
+    )
     me = workload("order")
     async with AsyncExitStack() as stack:
         kitchen_server = await stack.enter_async_context(kitchen_app(kitchen, workload("kitchen")))

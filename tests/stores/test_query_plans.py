@@ -94,7 +94,7 @@ def large(url: str, statements: Mapping[str, Any]) -> list[str]:
 
 
 async def test_orders(database_url: str) -> None:
-    """Placing, getting, listing, watching, moving and taking orders, and beginning a feed anew."""
+    """Placing, getting, listing, watching, moving and taking orders, and beginning a feed again."""
     orders, changes = order.schema.orders, order.schema.changes
     ids = [f"{number:036}" for number in range(STORED)]
     async with order.store.open_store(database_url) as store:

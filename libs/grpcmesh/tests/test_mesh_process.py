@@ -30,7 +30,7 @@ def process(main: str) -> Iterator[subprocess.Popen[str]]:
     """A process that runs this body of its `main`."""
     code = _PROGRAM.format(main=indent(dedent(main), "    "))
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:  # noqa: S603
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
         try:
             yield started
         finally:

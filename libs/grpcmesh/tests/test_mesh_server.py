@@ -97,7 +97,7 @@ async def test_reflection_tells_the_contract() -> None:
             ServerReflectionRequest(file_containing_symbol=SERVICE),
             ServerReflectionRequest(file_containing_symbol="test.echo.v1.Unheard"),
         ]
-        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type] # its types know no aio channel
         listed, found, missing = [response async for response in stub.ServerReflectionInfo(iter(asked))]
     assert {service.name for service in listed.list_services_response.service} == {
         SERVICE,

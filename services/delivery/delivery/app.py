@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from grpcmesh import Server, Workload
 from pizza.delivery.v1.delivery_service_pb2_grpc import add_DeliveryServiceServicer_to_server
@@ -33,10 +33,9 @@ async def delivery_app(
         )
         if settings.listen is not None:
             server.listen(settings.listen, health=settings.health_listen)
-        retention = timedelta(seconds=settings.feed_retention)
         tasks = [
             asyncio.create_task(fulfilment.work(fleet, store, clock, workload.tracing)),
-            asyncio.create_task(keep_compacted(store.compact, retention, clock)),
+            asyncio.create_task(keep_compacted(store.compact, settings.feed_retention, clock)),
         ]
         try:
             await server.start()

@@ -1,11 +1,12 @@
 """Delivery's settings, from the environment (DELIVERY_...), and its data, from fleet.toml."""
 
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 from grpcmesh import StartError
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from delivery import domain
@@ -13,7 +14,20 @@ from delivery import domain
 _DATA = Path(__file__).parent / "data" / "fleet.toml"
 
 
+def _seconds(value: str | float | timedelta) -> timedelta:
+    try:
+        return value if isinstance(value, timedelta) else timedelta(seconds=float(value))
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
+
+
+Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+"""The environment has a number of seconds."""
+
+
 class Settings(BaseSettings):
+    """What an operator may set, each by DELIVERY_ and its name in the environment."""
+
     model_config = SettingsConfigDict(env_prefix="DELIVERY_")
 
     listen: str | None = "127.0.0.1:8082"
@@ -24,8 +38,8 @@ class Settings(BaseSettings):
     fleet: Path = _DATA
     time_scale: PositiveFloat = 1.0
     """1.0 is real time."""
-    feed_retention: PositiveFloat = 7 * 24 * 3600.0
-    """Seconds for which the feed keeps every change; after that, each delivery's last one."""
+    feed_retention: Annotated[Seconds, Field(gt=timedelta())] = timedelta(days=7)
+    """For so long the feed keeps every change; after that, each delivery's last one."""
     log_level: str = "INFO"
 
 

@@ -12,21 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+import txstore
 from grpcmesh import StartError
 from sqlalchemy.dialects import postgresql, sqlite
-from txstore import (
-    CannotOpen,
-    Database,
-    Entry,
-    Feed,
-    Instant,
-    Notifier,
-    lock,
-    one_by_one,
-    open_database,
-    secret_key,
-    together,
-)
 
 from delivery.domain import Address, Delivery, DeliveryIdTaken, DeliveryNotFound, DeliveryState, Fleet, Interval, Round
 from delivery.schema import changes, deliveries, secret
@@ -42,14 +30,14 @@ class Store:
     Several replicas may share the database. Beside what a method says, each raises StoreUnavailable, StoreOverloaded.
     """
 
-    def __init__(self, database: Database, key: str) -> None:
+    def __init__(self, database: txstore.Database, key: str) -> None:
         self.key = key
         """Signs this database's tokens."""
-        self.work = Notifier()
+        self.work = txstore.Notifier()
         """Tells of deliveries that come or go here."""
         self.poll_interval = database.poll_interval
         """After which to look for work that `work` does not tell of: of other replicas, or of callers that left."""
-        self._changed = Notifier()
+        self._changed = txstore.Notifier()
         self._database = database
         self._patient = database.with_limit(None)
 
@@ -75,7 +63,7 @@ class Store:
         self._changed.notify()
         return driven
 
-    def follow(self, sequence: int) -> AsyncGenerator[Entry[Delivery], None]:
+    def follow(self, sequence: int) -> AsyncGenerator[txstore.Entry[Delivery], None]:
         """Deliveries as they were at each change after `sequence`, oldest first, without an end."""
         return _FEED.follow(self._database, self._changed, sequence)
 
@@ -105,7 +93,7 @@ _INSERT = {
 _FIND_ALL = sa.select(deliveries).where(deliveries.c.delivery_id.in_(sa.bindparam("ids", expanding=True)))
 
 
-@together
+@txstore.together
 def _schedule(connection: sa.Connection, new: Sequence[Delivery]) -> list[Delivery | Exception]:
     stored = {delivery.delivery_id: delivery for delivery in reversed(new)}  # the first of those that want the same id
     values = [_values(stored[delivery_id]) for delivery_id in sorted(stored)]
@@ -123,9 +111,9 @@ def _schedule(connection: sa.Connection, new: Sequence[Delivery]) -> list[Delive
     ]
 
 
-@one_by_one
+@txstore.one_by_one
 def _cancel(connection: sa.Connection, delivery_id: str, now: datetime) -> Delivery:
-    lock(connection, _COURIERS)
+    txstore.lock(connection, _COURIERS)
     delivery = _get(connection, delivery_id)
     cancelled = delivery.cancelled(now)
     if cancelled != delivery:
@@ -135,7 +123,7 @@ def _cancel(connection: sa.Connection, delivery_id: str, now: datetime) -> Deliv
 
 _ARRIVED = (
     sa.select(deliveries)
-    .where(deliveries.c.arrives_at <= sa.bindparam("now", type_=Instant))
+    .where(deliveries.c.arrives_at <= sa.bindparam("now", type_=txstore.Instant))
     .order_by(deliveries.c.arrives_at)
 )
 _ON_THE_ROAD = sa.select(sa.func.count()).select_from(deliveries).where(deliveries.c.arrives_at.is_not(None))
@@ -148,9 +136,9 @@ _WAITING = (
 _NEXT_ARRIVAL = sa.select(sa.func.min(deliveries.c.arrives_at)).where(deliveries.c.arrives_at.is_not(None))
 
 
-@one_by_one
+@txstore.one_by_one
 def _drive(connection: sa.Connection, fleet: Fleet, now: datetime) -> Round:
-    lock(connection, _COURIERS)
+    txstore.lock(connection, _COURIERS)
     arrived = connection.execute(_ARRIVED, {"now": now}).all()
     intervals = [Interval("trip", row.update_time, row.arrives_at, row.traceparent) for row in arrived]
     _save(connection, [_delivery(row).handed_over(now) for row in arrived])
@@ -228,7 +216,7 @@ def _as_it_was(row: "sa.Row[Any]") -> Delivery:
     return replace(_delivery(row), state=DeliveryState(row.then), update_time=row.then_at)
 
 
-_FEED = Feed(
+_FEED = txstore.Feed(
     changes,
     subject=changes.c.delivery_id,
     query=sa.select(deliveries, changes.c.state.label("then"), changes.c.update_time.label("then_at")).join_from(
@@ -242,9 +230,11 @@ _WRITES = (_schedule, _cancel, _drive, _FEED.compact)
 @asynccontextmanager
 async def open_store(url: str) -> AsyncIterator[Store]:
     """The store at a SQLAlchemy URL, its schema brought up to date. Raises StartError in one line."""
-    opening = open_database(url, migrations=_MIGRATIONS, writes=_WRITES, prepare=partial(secret_key, table=secret))
+    opening = txstore.open_database(
+        url, migrations=_MIGRATIONS, writes=_WRITES, prepare=partial(txstore.secret_key, table=secret)
+    )
     try:
         async with opening as (database, key):
             yield Store(database, key)
-    except CannotOpen as error:
+    except txstore.CannotOpen as error:
         raise StartError(str(error)) from error

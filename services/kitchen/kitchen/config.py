@@ -1,11 +1,21 @@
 """The kitchen's settings, from the environment (KITCHEN_...), and its data, from recipes.toml."""
 
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 from grpcmesh import StartError
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kitchen import domain
@@ -13,7 +23,20 @@ from kitchen import domain
 _DATA = Path(__file__).parent / "data" / "recipes.toml"
 
 
+def _seconds(value: str | float | timedelta) -> timedelta:
+    try:
+        return value if isinstance(value, timedelta) else timedelta(seconds=float(value))
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
+
+
+Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+"""The environment has a number of seconds."""
+
+
 class Settings(BaseSettings):
+    """What an operator may set, each by KITCHEN_ and its name in the environment."""
+
     model_config = SettingsConfigDict(env_prefix="KITCHEN_")
 
     listen: str | None = "127.0.0.1:8081"
@@ -24,8 +47,8 @@ class Settings(BaseSettings):
     recipes: Path = _DATA
     time_scale: PositiveFloat = 1.0
     """1.0 is real time."""
-    feed_retention: PositiveFloat = 7 * 24 * 3600.0
-    """Seconds for which the feed keeps every change; after that, each ticket's last one."""
+    feed_retention: Annotated[Seconds, Field(gt=timedelta())] = timedelta(days=7)
+    """For so long the feed keeps every change; after that, each ticket's last one."""
     log_level: str = "INFO"
 
 

@@ -13,21 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+import txstore
 from grpcmesh import StartError
 from sqlalchemy.dialects import postgresql, sqlite
-from txstore import (
-    CannotOpen,
-    Database,
-    Entry,
-    Feed,
-    Instant,
-    Notifier,
-    lock,
-    one_by_one,
-    open_database,
-    secret_key,
-    together,
-)
 
 from kitchen.domain import (
     Interval,
@@ -46,7 +34,7 @@ from kitchen.schema import changes, portions, secret, tickets
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BOARD = 2  # advisory lock: whoever moves portions sees the whole board, so that stations are filled right
 _ID: sa.BindParameter[Any] = sa.bindparam("id")
-_NOW = sa.bindparam("now", type_=Instant)
+_NOW = sa.bindparam("now", type_=txstore.Instant)
 
 
 class Store:
@@ -55,14 +43,14 @@ class Store:
     Several replicas may share the database. Beside what a method says, each raises StoreUnavailable, StoreOverloaded.
     """
 
-    def __init__(self, database: Database, key: str) -> None:
+    def __init__(self, database: txstore.Database, key: str) -> None:
         self.key = key
         """Signs this database's tokens."""
-        self.work = Notifier()
+        self.work = txstore.Notifier()
         """Tells of tickets that come or go here."""
         self.poll_interval = database.poll_interval
         """After which to look for work that `work` does not tell of: of other replicas, or of callers that left."""
-        self._changed = Notifier()
+        self._changed = txstore.Notifier()
         self._database = database
         self._patient = database.with_limit(None)
 
@@ -92,7 +80,7 @@ class Store:
         """The stations that unfinished portions still need."""
         return await self._patient.read(_stations_in_use)
 
-    def follow(self, sequence: int) -> AsyncGenerator[Entry[Ticket], None]:
+    def follow(self, sequence: int) -> AsyncGenerator[txstore.Entry[Ticket], None]:
         """Tickets as they were at each change after `sequence`, oldest first, without an end."""
         return _FEED.follow(self._database, self._changed, sequence)
 
@@ -122,7 +110,7 @@ class _New:
     ticket: Ticket
 
 
-@together
+@txstore.together
 def _submit(connection: sa.Connection, new: Sequence[_New]) -> list[Ticket | Exception]:
     first = {one.ticket.ticket_id: one for one in reversed(new)}  # of those that want the same id
     stored = _find_all(connection, first)  # before anything is planned: their recipes may be gone
@@ -162,9 +150,9 @@ def _add(connection: sa.Connection, new: Sequence[_New]) -> dict[str, Ticket]:
 _REMOVE_PORTIONS = portions.delete().where(portions.c.ticket_id == _ID)
 
 
-@one_by_one
+@txstore.one_by_one
 def _cancel(connection: sa.Connection, ticket_id: str, now: datetime) -> Ticket:
-    lock(connection, _BOARD)
+    txstore.lock(connection, _BOARD)
     ticket = _get(connection, ticket_id)
     cancelled = ticket.cancelled(now)
     if cancelled != ticket:
@@ -181,9 +169,9 @@ _BUSY = (
 _NEXT_DONE = sa.select(sa.func.min(portions.c.done_at)).where(portions.c.done_at.is_not(None))
 
 
-@one_by_one
+@txstore.one_by_one
 def _cook(connection: sa.Connection, kitchen: Kitchen, now: datetime) -> Round:
-    lock(connection, _BOARD)
+    txstore.lock(connection, _BOARD)
     intervals = _finish(connection, now)
     busy = {row.station: row.portions for row in connection.execute(_BUSY)}
     for station, capacity in kitchen.stations.items():
@@ -353,7 +341,7 @@ def _as_it_was(row: "sa.Row[Any]") -> Ticket:
     return replace(_ticket(row), state=TicketState(row.then), update_time=row.then_at)
 
 
-_FEED = Feed(
+_FEED = txstore.Feed(
     changes,
     subject=changes.c.ticket_id,
     query=sa.select(tickets, changes.c.state.label("then"), changes.c.update_time.label("then_at")).join_from(
@@ -367,9 +355,11 @@ _WRITES = (_submit, _cancel, _cook, _FEED.compact)
 @asynccontextmanager
 async def open_store(url: str) -> AsyncIterator[Store]:
     """The store at a SQLAlchemy URL, its schema brought up to date. Raises StartError in one line."""
-    opening = open_database(url, migrations=_MIGRATIONS, writes=_WRITES, prepare=partial(secret_key, table=secret))
+    opening = txstore.open_database(
+        url, migrations=_MIGRATIONS, writes=_WRITES, prepare=partial(txstore.secret_key, table=secret)
+    )
     try:
         async with opening as (database, key):
             yield Store(database, key)
-    except CannotOpen as error:
+    except txstore.CannotOpen as error:
         raise StartError(str(error)) from error

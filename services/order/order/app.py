@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from random import Random
 from uuid import uuid4
 
@@ -34,11 +34,11 @@ async def order_app(
     menu = load_menu(settings)
     async with open_store(settings.database_url, replica=str(uuid4())) as store:
         server = Server(workload, check=store.ping)
-        api = OrderApi(menu, store, clock, workload.tracing, timedelta(seconds=settings.hold))
+        api = OrderApi(menu, store, clock, workload.tracing, settings.hold)
         server.add(add_OrderServiceServicer_to_server, api, REFUSALS)
         workload.metrics.gauge("pizza.order.live", "state", "Orders that have not ended", store.live)
         server.listen(settings.listen, health=settings.health_listen, plaintext=not settings.tls)
-        patience = Patience(timedelta(seconds=settings.check_after), timedelta(seconds=settings.give_up_after))
+        patience = Patience(settings.check_after, settings.give_up_after)
         jitter = Random()  # noqa: S311 # no secret
         fulfilment = Fulfilment(store, Kitchen(kitchen), Delivery(delivery), clock, jitter, patience, workload)
         working = asyncio.create_task(fulfilment.run())

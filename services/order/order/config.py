@@ -1,12 +1,13 @@
 """The order service's settings, from the environment (ORDER_...), and its menu, from menu.toml."""
 
 import tomllib
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
 from grpcmesh import StartError
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from order import domain
@@ -14,7 +15,20 @@ from order import domain
 _DATA = Path(__file__).parent / "data" / "menu.toml"
 
 
+def _seconds(value: str | float | timedelta) -> timedelta:
+    try:
+        return value if isinstance(value, timedelta) else timedelta(seconds=float(value))
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
+
+
+Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+"""The environment has a number of seconds."""
+
+
 class Settings(BaseSettings):
+    """What an operator may set, each by ORDER_ and its name in the environment."""
+
     model_config = SettingsConfigDict(env_prefix="ORDER_")
 
     listen: str = "127.0.0.1:8080"
@@ -28,13 +42,13 @@ class Settings(BaseSettings):
     kitchen_target: str | None = None
     """Where the kitchen is, as gRPC names targets: "dns:///kitchen:8081". None where it is in the same process."""
     delivery_target: str | None = None
-    """Where delivery is, likewise."""
-    hold: NonNegativeFloat = 0.0
-    """Seconds for second thoughts: so long an order waits before it goes to the kitchen, and is cancelled at once."""
-    check_after: PositiveFloat = 60.0
-    """Seconds without news of an order after which the kitchen or delivery is asked for them."""
-    give_up_after: PositiveFloat = 3600.0
-    """Seconds for which an order's step may come to a fault each time, before the order is set aside as FAILED."""
+    """The same for delivery."""
+    hold: Annotated[Seconds, Field(ge=timedelta())] = timedelta()
+    """For second thoughts: so long an order waits before it goes to the kitchen, and is cancelled at once."""
+    check_after: Annotated[Seconds, Field(gt=timedelta())] = timedelta(minutes=1)
+    """Without news of an order, after which the kitchen or delivery is asked for them."""
+    give_up_after: Annotated[Seconds, Field(gt=timedelta())] = timedelta(hours=1)
+    """For so long an order's step may come to a fault each time, before the order is set aside as FAILED."""
     log_level: str = "INFO"
 
 

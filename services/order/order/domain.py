@@ -33,8 +33,8 @@ class OrderState(StrEnum):
 class Event(StrEnum):
     """What may move an order."""
 
-    CANCEL = "its customer cancels it"
-    CANCEL_IN_TIME = "its customer cancels it before the kitchen was asked"
+    CANCEL = "cancelled by its customer"
+    CANCEL_IN_TIME = "cancelled before the kitchen was asked"
     CANCELLED = "what was asked for is cancelled"
     COOKING = "the kitchen cooks"
     COOKED = "the kitchen is done"
@@ -42,44 +42,31 @@ class Event(StrEnum):
     PICKED_UP = "a courier has it"
     HANDED_OVER = "the customer has it"
     NOT_CARRIED = "delivery cancelled it"
-    REJECTED = "the kitchen or delivery will never take it"
+    REJECTED = "rejected for good"
     LOST = "delivery has lost it"
-    GIVEN_UP = "its step came to a fault for too long"
+    GIVEN_UP = "given up"
 
 
 _S, _E = OrderState, Event
+_LIVE = (_S.PLACED, _S.PREPARING, _S.READY, _S.OUT_FOR_DELIVERY, _S.CANCELLING)
+_MOVES = (
+    (_E.CANCEL_IN_TIME, (_S.PLACED,), _S.CANCELLED),
+    (_E.CANCEL, (_S.PLACED, _S.PREPARING, _S.READY), _S.CANCELLING),
+    (_E.CANCELLED, (_S.CANCELLING,), _S.CANCELLED),
+    (_E.COOKING, (_S.PLACED,), _S.PREPARING),
+    (_E.COOKED, (_S.PLACED, _S.PREPARING), _S.READY),
+    (_E.NOT_COOKED, (_S.PLACED, _S.PREPARING), _S.FAILED),
+    (_E.NOT_COOKED, (_S.CANCELLING,), _S.CANCELLED),
+    (_E.PICKED_UP, (_S.READY, _S.CANCELLING), _S.OUT_FOR_DELIVERY),
+    (_E.HANDED_OVER, _LIVE, _S.DELIVERED),
+    (_E.NOT_CARRIED, (_S.READY, _S.OUT_FOR_DELIVERY), _S.FAILED),
+    (_E.NOT_CARRIED, (_S.CANCELLING,), _S.CANCELLED),
+    (_E.REJECTED, (_S.PLACED, _S.PREPARING, _S.READY), _S.FAILED),
+    (_E.LOST, (_S.OUT_FOR_DELIVERY, _S.CANCELLING), _S.FAILED),
+    (_E.GIVEN_UP, _LIVE, _S.FAILED),
+)
 MOVES: Mapping[tuple[OrderState, Event], OrderState] = {
-    (_S.PLACED, _E.CANCEL_IN_TIME): _S.CANCELLED,
-    (_S.PLACED, _E.CANCEL): _S.CANCELLING,
-    (_S.PLACED, _E.COOKING): _S.PREPARING,
-    (_S.PLACED, _E.COOKED): _S.READY,
-    (_S.PLACED, _E.NOT_COOKED): _S.FAILED,
-    (_S.PLACED, _E.REJECTED): _S.FAILED,
-    (_S.PLACED, _E.HANDED_OVER): _S.DELIVERED,
-    (_S.PLACED, _E.GIVEN_UP): _S.FAILED,
-    (_S.PREPARING, _E.CANCEL): _S.CANCELLING,
-    (_S.PREPARING, _E.COOKED): _S.READY,
-    (_S.PREPARING, _E.NOT_COOKED): _S.FAILED,
-    (_S.PREPARING, _E.REJECTED): _S.FAILED,  # its ticket was lost, and submitted again
-    (_S.PREPARING, _E.HANDED_OVER): _S.DELIVERED,
-    (_S.PREPARING, _E.GIVEN_UP): _S.FAILED,
-    (_S.READY, _E.CANCEL): _S.CANCELLING,
-    (_S.READY, _E.PICKED_UP): _S.OUT_FOR_DELIVERY,
-    (_S.READY, _E.HANDED_OVER): _S.DELIVERED,
-    (_S.READY, _E.NOT_CARRIED): _S.FAILED,
-    (_S.READY, _E.REJECTED): _S.FAILED,
-    (_S.READY, _E.GIVEN_UP): _S.FAILED,
-    (_S.OUT_FOR_DELIVERY, _E.HANDED_OVER): _S.DELIVERED,
-    (_S.OUT_FOR_DELIVERY, _E.NOT_CARRIED): _S.FAILED,
-    (_S.OUT_FOR_DELIVERY, _E.LOST): _S.FAILED,
-    (_S.OUT_FOR_DELIVERY, _E.GIVEN_UP): _S.FAILED,
-    (_S.CANCELLING, _E.CANCELLED): _S.CANCELLED,
-    (_S.CANCELLING, _E.NOT_COOKED): _S.CANCELLED,
-    (_S.CANCELLING, _E.NOT_CARRIED): _S.CANCELLED,
-    (_S.CANCELLING, _E.PICKED_UP): _S.OUT_FOR_DELIVERY,
-    (_S.CANCELLING, _E.HANDED_OVER): _S.DELIVERED,
-    (_S.CANCELLING, _E.LOST): _S.FAILED,
-    (_S.CANCELLING, _E.GIVEN_UP): _S.FAILED,
+    (start, event): end for event, starts, end in _MOVES for start in starts
 }
 """To which state an event moves an order; where the pair is missing, it says nothing new."""
 

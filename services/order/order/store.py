@@ -15,20 +15,9 @@ from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
 import structlog
+import txstore
 from grpcmesh import StartError
 from sqlalchemy.dialects import postgresql, sqlite
-from txstore import (
-    CannotOpen,
-    Database,
-    Instant,
-    Notifier,
-    StoreOverloaded,
-    StoreUnavailable,
-    one_by_one,
-    open_database,
-    secret_key,
-    together,
-)
 
 from order.domain import Address, Line, Money, Order, OrderIdTaken, OrderNotFound, OrderState, Step
 from order.schema import changes, feeds, orders, secret
@@ -41,7 +30,7 @@ _MAX_WATCHED = 500  # orders in one such query
 _ID: sa.BindParameter[Any] = sa.bindparam("id")
 _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
 _LIMIT = sa.bindparam("limit", type_=sa.Integer)
-_NOW = sa.bindparam("now", type_=Instant)
+_NOW = sa.bindparam("now", type_=txstore.Instant)
 _FEED: sa.BindParameter[Any] = sa.bindparam("name")
 _HOLDER: sa.BindParameter[Any] = sa.bindparam("by")
 
@@ -56,11 +45,11 @@ class Store:
     Several replicas may share the database. Beside what a method says, each raises StoreUnavailable, StoreOverloaded.
     """
 
-    def __init__(self, database: Database, key: str, replica: str) -> None:
+    def __init__(self, database: txstore.Database, key: str, replica: str) -> None:
         """`replica` names this one among those that share the database."""
         self.key = key
         """Signs this database's tokens."""
-        self.due = Notifier()
+        self.due = txstore.Notifier()
         """Tells of orders that were stored here with a step to do."""
         self.shared = database.shared
         """Whether other replicas may use the database as well."""
@@ -68,7 +57,7 @@ class Store:
         """After which to look for steps that `due` does not tell of: of other replicas, or of callers that left."""
         self._database = database
         self._replica = replica if database.shared else ""  # whoever opens the file next goes on at once
-        self._watched: WeakValueDictionary[str, Notifier] = WeakValueDictionary()
+        self._watched: WeakValueDictionary[str, txstore.Notifier] = WeakValueDictionary()
 
     async def place(self, order: Order) -> Order:
         """Stores a new order, or returns the one of the same content that has its id; raises OrderIdTaken."""
@@ -103,7 +92,7 @@ class Store:
 
     async def watch(self, order_id: str) -> AsyncGenerator[Order, None]:
         """An order as it stands, then at each change up to its last state; raises OrderNotFound."""
-        news = self._watched.setdefault(order_id, Notifier())
+        news = self._watched.setdefault(order_id, txstore.Notifier())
         seen = news.version
         order, sequence = await self._database.read(_get_with_sequence, order_id)
         yield order
@@ -149,7 +138,7 @@ class Store:
             await asyncio.sleep(_WATCH_POLL_INTERVAL.total_seconds())
             states: dict[str, str] = {}
             for ids in _parts(sorted(self._watched), _MAX_WATCHED):
-                with suppress(StoreUnavailable, StoreOverloaded):  # the next round may see more
+                with suppress(txstore.StoreUnavailable, txstore.StoreOverloaded):  # the next round may see more
                     states |= await self._database.read(_states, ids)
             for order_id, state in states.items():
                 if known.get(order_id) != state:
@@ -195,15 +184,15 @@ _TAKE_FEED = (
         sa.or_(
             feeds.c.holder == _HOLDER,
             feeds.c.lease_ends <= _NOW,
-            feeds.c.lease_ends > sa.bindparam("latest", type_=Instant),
+            feeds.c.lease_ends > sa.bindparam("latest", type_=txstore.Instant),
         ),
     )
-    .values(holder=_HOLDER, lease_ends=sa.bindparam("until", type_=Instant))
+    .values(holder=_HOLDER, lease_ends=sa.bindparam("until", type_=txstore.Instant))
     .returning(feeds.c.token)
 )
 
 
-@one_by_one
+@txstore.one_by_one
 def _take_feed(connection: sa.Connection, feed: str, holder: str, now: datetime, lease_ends: datetime) -> str | None:
     new = {"feed": feed, "token": "", "holder": "", "lease_ends": _EPOCH}
     connection.execute(_NEW_FEED[connection.dialect.name], new)
@@ -223,7 +212,7 @@ def _set_token(connection: sa.Connection, position: _Position) -> None:
         raise FeedLost(f"another replica reads the feed of {position.feed}")
 
 
-@one_by_one
+@txstore.one_by_one
 def _skip(connection: sa.Connection, position: _Position) -> None:
     _set_token(connection, position)
 
@@ -231,7 +220,7 @@ def _skip(connection: sa.Connection, position: _Position) -> None:
 _LEAVE_FEEDS = feeds.update().where(feeds.c.holder == _HOLDER)
 
 
-@one_by_one
+@txstore.one_by_one
 def _leave_feeds(connection: sa.Connection, holder: str) -> None:
     connection.execute(_LEAVE_FEEDS, {"by": holder, "lease_ends": _EPOCH})
 
@@ -239,7 +228,7 @@ def _leave_feeds(connection: sa.Connection, holder: str) -> None:
 _CHECK_NOW = orders.update().where(orders.c.due.is_not(None), orders.c.step == sa.bindparam("check"))
 
 
-@one_by_one
+@txstore.one_by_one
 def _restart_feed(connection: sa.Connection, position: _Position, check: Step, now: datetime) -> None:
     _set_token(connection, position)
     connection.execute(_CHECK_NOW, {"check": check, "due": now})
@@ -251,7 +240,7 @@ _INSERT = {
 }
 
 
-@together
+@txstore.together
 def _place(connection: sa.Connection, new: Sequence[Order]) -> list[Order | Exception]:
     stored = {order.order_id: order for order in reversed(new)}  # the first of those that want the same id
     values = [_values(stored[order_id]) for order_id in sorted(stored)]
@@ -264,7 +253,7 @@ def _place(connection: sa.Connection, new: Sequence[Order]) -> list[Order | Exce
     ]
 
 
-@together
+@txstore.together
 def _update(connection: sa.Connection, moves: Sequence[_Move]) -> list[Order | Exception | None]:
     before = _find_all(connection, _LOCK_ALL, {move.order_id for move in moves})
     now = dict(before)
@@ -297,7 +286,7 @@ _TAKE_DUE = (
 _NEXT_DUE = sa.select(sa.func.min(orders.c.due)).where(orders.c.due.is_not(None))
 
 
-@one_by_one
+@txstore.one_by_one
 def _take_due(
     connection: sa.Connection, now: datetime, lease_ends: datetime, limit: int
 ) -> tuple[list[Order], datetime | None]:
@@ -374,7 +363,7 @@ _FIRST_PAGE = (
     .limit(_LIMIT)
 )
 _NEXT_PAGE = _FIRST_PAGE.where(
-    sa.tuple_(orders.c.create_time, orders.c.order_id) < sa.tuple_(sa.bindparam("time", type_=Instant), _ID)
+    sa.tuple_(orders.c.create_time, orders.c.order_id) < sa.tuple_(sa.bindparam("time", type_=txstore.Instant), _ID)
 )
 
 
@@ -472,7 +461,9 @@ async def open_store(url: str, replica: str = "") -> AsyncIterator[Store]:
 
     `replica` is a name of its own for each of those that share the database.
     """
-    opening = open_database(url, migrations=_MIGRATIONS, writes=_WRITES, prepare=partial(secret_key, table=secret))
+    opening = txstore.open_database(
+        url, migrations=_MIGRATIONS, writes=_WRITES, prepare=partial(txstore.secret_key, table=secret)
+    )
     try:
         async with opening as (database, key):
             store = Store(database, key, replica)
@@ -483,5 +474,5 @@ async def open_store(url: str, replica: str = "") -> AsyncIterator[Store]:
                 if polling is not None:
                     polling.cancel()
                     await asyncio.wait([polling])
-    except CannotOpen as error:
+    except txstore.CannotOpen as error:
         raise StartError(str(error)) from error
