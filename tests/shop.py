@@ -131,6 +131,12 @@ class Shop:
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
 
+    def log(self, name: str) -> list[dict[str, Any]]:
+        """What the process of a service has logged, but for what it says in plain text."""
+        lines = (self.folder / f"{name}.log").read_text().splitlines()
+        assert not any("Traceback" in line for line in lines if not line.startswith("{")), lines
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
     def kill(self, *services: str) -> None:
         """SIGKILLs services, all of them unless named."""
         for service in services or self.services:
@@ -151,7 +157,11 @@ class Shop:
         self.processes.clear()
 
     async def __aenter__(self) -> "Shop":
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     async def __aexit__(
