@@ -25,7 +25,7 @@ from tools.certs import Authority
 
 KITCHEN = "pizza.kitchen.v1.KitchenService"
 REQUEST = pb.GetTicketRequest(ticket_id="7f3c1e52-6a3b-4b8e-9d7a-0c5f2e1b4a60")
-TIMEOUT = 2.0  # seconds; the bare call has a deadline as well
+TIMEOUT_SECONDS = 2.0  # the bare call has a deadline as well
 Way = Callable[[], AbstractAsyncContextManager[grpc.aio.Channel]]
 
 
@@ -107,7 +107,7 @@ async def cost(way: Way, calls: int, at_once: int) -> tuple[float, float]:
 
         async def some(number: int) -> None:
             for _ in range(number):
-                await stub.GetTicket(REQUEST, timeout=TIMEOUT)
+                await stub.GetTicket(REQUEST, timeout=TIMEOUT_SECONDS)
 
         await some(calls // 10)
         cpu, start = _cpu(), time.perf_counter()

@@ -25,7 +25,7 @@ class CommandError(Exception):
 
 
 class RefusedError(CommandError):
-    """The shop answered, and said no."""
+    """The shop responded, and said no."""
 
     exit_status = 1
 
@@ -39,7 +39,7 @@ class MalformedError(CommandError):
         super().__init__(message, "USAGE")
 
 
-class NoAnswerError(CommandError):
+class NoResponseError(CommandError):
     """The shop was not reachable, or did not answer in time: to try again is safe."""
 
     exit_status = 3
@@ -69,7 +69,7 @@ def of_call(error: grpc.RpcError, target: str) -> CommandError:
             # The mesh's message has the first faults in it already, and a domain's ends with its one.
             message += "".join(f"; {fault}" for fault in faults if fault not in message and not fault.endswith(message))
     if call.code() in NO_ANSWER:
-        return NoAnswerError(f"no answer from {target}: {message}", reason)
+        return NoResponseError(f"no answer from {target}: {message}", reason)
     return RefusedError(message, reason)
 
 

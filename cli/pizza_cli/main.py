@@ -154,9 +154,11 @@ def show_trace(
             print(f"{jaeger}/trace/{found.id}")
 
 
-def _follow(shop: Shop, show: Show, order_id: str, patience: float, first: contract.Order | None = None) -> None:
+def _follow(
+    shop: Shop, show: Show, order_id: str, patience_seconds: float, first: contract.Order | None = None
+) -> None:
     with show.progress(first) as step:
-        for order in shop.watch(order_id, patience, first):
+        for order in shop.watch(order_id, patience_seconds, first):
             step(order)
             if order.state in (contract.ORDER_STATE_CANCELLED, contract.ORDER_STATE_FAILED):
                 raise NotDeliveredError(order)

@@ -13,7 +13,7 @@ from pizza.order.v1 import order_service_pb2 as contract
 from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
 
 from pizza_cli import policy
-from pizza_cli.failure import NoAnswerError, of_call
+from pizza_cli.failure import NoResponseError, of_call
 from pizza_cli.watch import Stream, states
 
 _Request = TypeVar("_Request", bound=Message)
@@ -26,7 +26,7 @@ PAGE = 50
 class Shop:
     """A connection to the order service at `target` (a gRPC target such as "localhost:8080"); close it after use.
 
-    Every method raises RefusedError where the shop says no and NoAnswerError where it cannot be reached or is too slow.
+    Every method raises RefusedError where the shop says no, NoResponseError where it cannot be reached or is too slow.
     """
 
     def __init__(self, target: str) -> None:
@@ -53,9 +53,9 @@ class Shop:
         """Place an order; the same request again returns the order as it now stands."""
         try:
             return self._call("PlaceOrder", self._stub.PlaceOrder, request).order
-        except NoAnswerError as failure:
+        except NoResponseError as failure:
             advice = f"it may be placed all the same: repeat it with --order-id {request.order_id}"
-            raise NoAnswerError(f"{failure.message}; {advice}", failure.reason) from None
+            raise NoResponseError(f"{failure.message}; {advice}", failure.reason) from None
 
     def order(self, order_id: str) -> contract.Order:
         """Return an order as it now stands."""
@@ -78,18 +78,20 @@ class Shop:
         """Ask for an order to be cancelled, and return it as it then stands."""
         return self._call("CancelOrder", self._stub.CancelOrder, contract.CancelOrderRequest(order_id=order_id)).order
 
-    def watch(self, order_id: str, patience: float, first: contract.Order | None = None) -> Iterator[contract.Order]:
+    def watch(
+        self, order_id: str, patience_seconds: float, first: contract.Order | None = None
+    ) -> Iterator[contract.Order]:
         """Yield an order at each state it enters, up to its last, whatever breaks on the way.
 
-        `first` is the order as the caller knows it already. More than `patience` seconds without any answer from the
-        shop are NoAnswerError.
+        `first` is the order as the caller knows it already. Raises NoResponseError after `patience_seconds`
+        without any response from the shop.
         """
         request = contract.WatchOrderRequest(order_id=order_id)
 
         def subscribe() -> Stream:
             return self._stub.WatchOrder(request, timeout=policy.timeout("WatchOrder"))
 
-        return states(subscribe, self._target, patience, first)
+        return states(subscribe, self._target, patience_seconds, first)
 
     def _call(
         self, method: str, call: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request

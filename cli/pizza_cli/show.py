@@ -1,4 +1,4 @@
-"""What the shop answered, shown on stdout: to people as text, to scripts as JSON."""
+"""What the shop responded, shown on stdout: to people as text, to scripts as JSON."""
 
 import json
 import sys

@@ -12,10 +12,10 @@ from urllib.request import urlopen
 from rich.table import Table
 from rich.text import Text
 
-from pizza_cli.failure import NoAnswerError, RefusedError
+from pizza_cli.failure import NoResponseError, RefusedError
 from pizza_cli.text import printable
 
-_TIMEOUT = 10.0  # seconds
+_TIMEOUT_SECONDS = 10.0
 _BAR = 40  # characters for the whole trace
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue")
 
@@ -58,7 +58,7 @@ class Trace:
 
 
 def find(jaeger: str, order_id: str) -> Trace:
-    """Return the trace that an order began; raise RefusedError where there is none, NoAnswerError without a Jaeger."""
+    """Return the trace that an order began. Raises RefusedError without a trace, NoResponseError without a Jaeger."""
     now = int(time.time() * 1e6)
     search = {"service": "order", "tags": json.dumps({"order.id": order_id}), "limit": 20, "start": 0, "end": now}
     traces = _get(f"{jaeger}/api/traces?{urlencode(search)}", jaeger)["data"] or []
@@ -130,7 +130,7 @@ def _span(span: dict[str, Any], processes: dict[str, Any]) -> Span:
 
 def _get(url: str, jaeger: str) -> Any:
     try:
-        with urlopen(url, timeout=_TIMEOUT) as answer:  # noqa: S310 # whatever the user says Jaeger is
+        with urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 # whatever the user says Jaeger is
             return json.load(answer)
     except (OSError, ValueError) as error:  # unreachable, or no Jaeger; a wrong URL as well
-        raise NoAnswerError(f"no answer from Jaeger at {jaeger}: {error}", "UNAVAILABLE") from None
+        raise NoResponseError(f"no answer from Jaeger at {jaeger}: {error}", "UNAVAILABLE") from None

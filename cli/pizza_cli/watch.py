@@ -14,12 +14,12 @@ from pizza.order.v1.order_service_pb2 import (
     WatchOrderResponse,
 )
 
-from pizza_cli.failure import CommandError, NoAnswerError, of_call
+from pizza_cli.failure import CommandError, NoResponseError, of_call
 
 LAST_STATES = frozenset({ORDER_STATE_DELIVERED, ORDER_STATE_CANCELLED, ORDER_STATE_FAILED})
 
 # Seconds before a broken stream is resumed: doubled from the first to the longest until a new state arrives.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 2.0
 
 
 class Stream(Protocol):
@@ -33,7 +33,7 @@ class Stream(Protocol):
 def states(
     subscribe: Callable[[], Stream],
     target: str,
-    patience: float,
+    patience_seconds: float,
     first: Order | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -41,41 +41,41 @@ def states(
     """Yield an order at each state it enters, `first` before all if given, up to a last state and no state twice.
 
     `subscribe` opens a stream; one that breaks or ends early is resumed, as the contract asks of the caller. Raises
-    NoAnswerError after `patience` seconds in which no stream answered, and RefusedError where the shop says no.
+    NoResponseError after `patience_seconds` in which no stream responded, and RefusedError where the shop says no.
     """
     shown: set[int] = set()
-    pause, silent_since = FIRST_PAUSE, clock()
-    failure: CommandError = NoAnswerError(f"no answer from {target} for {patience:g} s", "DEADLINE_EXCEEDED")
+    pause, silent_since = FIRST_PAUSE_SECONDS, clock()
+    failure: CommandError = NoResponseError(f"no answer from {target} for {patience_seconds:g} s", "DEADLINE_EXCEEDED")
     if first is not None:
         shown.add(first.state)
         yield first
     while not shown & LAST_STATES:
-        answered = False
+        responded = False
         try:
-            for order in _answers(subscribe(), silent_since + patience - clock()):
-                answered = True
+            for order in _responses(subscribe(), silent_since + patience_seconds - clock()):
+                responded = True
                 if order.state not in shown:
                     shown.add(order.state)
-                    pause = FIRST_PAUSE
+                    pause = FIRST_PAUSE_SECONDS
                     yield order
                 if order.state in LAST_STATES:
                     return
         except grpc.RpcError as error:
             broken = of_call(error, target)
-            if not isinstance(broken, NoAnswerError):
+            if not isinstance(broken, NoResponseError):
                 raise broken from None
             if error.code() is not grpc.StatusCode.CANCELLED:  # which may be our own doing, and says nothing
                 failure = broken
-        if answered:
-            # An order may rest in a state for long: silence counts from the end of a stream that had answered.
+        if responded:
+            # An order may rest in a state for long: silence counts from the end of a stream that had responded.
             silent_since = clock()
-        if clock() + pause > silent_since + patience:
+        if clock() + pause > silent_since + patience_seconds:
             raise failure
         sleep(pause)
-        pause = min(pause * 2, LONGEST_PAUSE)
+        pause = min(pause * 2, MAX_PAUSE_SECONDS)
 
 
-def _answers(stream: Stream, seconds: float) -> Iterator[Order]:
+def _responses(stream: Stream, seconds: float) -> Iterator[Order]:
     """Yield what the stream answers; cancel it where the first answer, due at once, takes more than `seconds`."""
     alarm = threading.Timer(seconds, stream.cancel)
     alarm.start()

@@ -612,7 +612,7 @@ class Rest:
 def test_a_stream_that_answered_may_rest() -> None:
     """A stream that has answered once is left alone, even where the order rests for longer than the patience."""
     streams: list[Stream] = [Rest()]
-    seen = states(lambda: streams.pop(0), "target", patience=0.1)
+    seen = states(lambda: streams.pop(0), "target", patience_seconds=0.1)
     assert [order.state for order in seen] == [contract.ORDER_STATE_PREPARING, contract.ORDER_STATE_DELIVERED]
 
 

@@ -26,7 +26,7 @@ def test_a_pod_has_its_own_identity(shop: Rendered, service: str) -> None:
     assert spec["serviceAccountName"] == service
     assert shop.one("ServiceAccount", service)["automountServiceAccountToken"] is False
     assert spec["volumes"] == [{"name": "certificates", "secret": {"secretName": f"{service}-certificates"}}]
-    folder = shop.environment(deployment)["MESH_CERTIFICATES"]
+    folder = shop.environment(deployment).get("MESH_CERTIFICATES")
     assert container["volumeMounts"] == [{"name": "certificates", "mountPath": folder, "readOnly": True}]
     assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"], "or it cannot read its key"
     secrets = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpcmesh
 import pytest
 
-from tests.ships.dockerfile import SERVICES, Dockerfile
+from tests.ships.dockerfile import ROOT, SERVICES, Dockerfile
 from tests.ships.manifests import NAME, Rendered, labels, name, only_container, pod, ports, render, selects
 
 _DRAIN = 5.0
@@ -18,7 +18,8 @@ _EXPORT = 5.0
 
 
 def test_each_service_is_deployed(shop: Rendered) -> None:
-    """What has a Dockerfile has a Deployment, and each workload is labelled, and selected, as nothing but itself."""
+    """Each service of the contract has an image and a Deployment; a workload is labelled, and selected, as itself."""
+    assert {path.name for path in (ROOT / "gen/k8s").iterdir()} <= set(SERVICES)
     assert set(SERVICES) <= {name(each) for each in shop.all("Deployment")}
     for workload in shop.workloads():
         assert labels(workload)[NAME] == name(workload)

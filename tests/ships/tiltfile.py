@@ -44,6 +44,7 @@ class Tilt:
 
     def _builtins(self) -> dict[str, Callable[..., Any]]:
         return {
+            "print": print,
             "version_settings": lambda **_: None,
             "analytics_settings": lambda _: None,
             "k8s_context": lambda: self.context,
