@@ -121,6 +121,7 @@ def test_a_full_disk_refuses_orders_for_as_long_as_it_is_full(tmp_path: Path) ->
 def test_a_service_heals_by_itself(victim: Postgres, tmp_path: Path) -> None:
     """While its Postgres is away a service says so, to health checks and callers; once that is back, it serves."""
     with running("order", tmp_path, ORDER_HOLD="1e6", ORDER_DATABASE_URL=victim.database()) as process:
+        process.expected.append("not serving: the check fails")
         customer = Customer(process.channel)
         order = customer.place()
         victim.kill()
