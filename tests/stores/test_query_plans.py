@@ -1,8 +1,7 @@
 """What the stores ask of their databases costs the same however much is stored: every statement goes by an index."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,66 +19,26 @@ from kitchen.domain import Item, Kitchen, Step
 from order.domain import Address, Line, Menu, MenuItem, Money
 from order.domain import Step as OrderStep
 
+from tests.query_plans import asked, fill, slow, tables_of
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STORED = 4000
 LIVE = 20
+PAGE = 300  # rows, about as many as a store reads at once
 OVEN = Kitchen({"oven": 4}, {"pizza": (Step("bake", "oven", 60),)})
 FLEET = Fleet(couriers=4, trip_seconds=60)
 MENU = Menu((MenuItem("pizza", "Pizza", Money("EUR", 8)),))
 HOME = Address("1 Main St", "Springfield", "")
 
-SMALL = {"feeds", "secret", "alembic_version"}
-"""Tables of a row or two."""
 
-Rows = Sequence[Mapping[str, Any]]
-
-
-@contextmanager
-def asked(url: str) -> Iterator[dict[str, Any]]:
-    """Collects the statements that a database is asked meanwhile, with the parameters of one time."""
-    statements: dict[str, Any] = {}
-
-    def note(connection: sa.Connection, _: Any, statement: str, parameters: Any, __: Any, many: bool) -> None:
-        if connection.engine.url.database == sa.make_url(url).database:
-            statements[statement] = parameters[0] if many else parameters
-
-    sa.event.listen(sa.Engine, "before_cursor_execute", note)
-    try:
-        yield statements
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", note)
-
-
-def fill(url: str, rows: Mapping[sa.Table, Rows]) -> None:
-    """Stores rows, and has the database look how many there are of what."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
-    with engine.begin() as connection:
-        for table, some in rows.items():
-            connection.execute(table.insert(), some)
-        if engine.dialect.name == "postgresql":  # which does so by itself, sooner or later; SQLite never does
-            connection.execute(sa.text("ANALYZE"))
-
-
-def tables_of(statements: Iterable[str]) -> set[str]:
-    """The tables that statements read or write."""
-    return set(re.findall(r"(?:FROM|JOIN|UPDATE|INTO) (\w+)", "\n".join(statements)))
-
-
-def slow(url: str, statements: Mapping[str, Any]) -> list[str]:
-    """Those that read a whole table, or sort all to answer some; each with its plan."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
-    explain, scan, sort = {
-        "sqlite": ("EXPLAIN QUERY PLAN ", r"SCAN (?!CONSTANT|.* USING (COVERING )?INDEX)", "TEMP B-TREE FOR ORDER"),
-        "postgresql": ("EXPLAIN ", "Seq Scan", "Sort"),
-    }[engine.dialect.name]
-    found = []
-    with engine.connect() as connection:
-        for statement, parameters in statements.items():
-            if statement.startswith(("SELECT", "UPDATE", "DELETE")) and tables_of([statement]) - SMALL:
-                plan = "\n".join(str(row[-1]) for row in connection.exec_driver_sql(explain + statement, parameters))
-                if re.search(f"{scan}|{sort}" if "LIMIT" in statement else scan, plan):
-                    found.append(f"{statement}\n{plan}")
-    return found
+def large(url: str, statements: Mapping[str, Any]) -> list[str]:
+    """Those that answer more rows than a page has."""
+    with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
+        return [
+            statement
+            for statement, parameters in statements.items()
+            if statement.startswith("SELECT") and len(connection.exec_driver_sql(statement, parameters).all()) > PAGE
+        ]
 
 
 async def test_orders(database_url: str) -> None:
@@ -112,6 +71,16 @@ async def test_orders(database_url: str) -> None:
             assert store.live() == {"PLACED": LIVE}
         assert {"orders", "order_changes", "feeds"} <= tables_of(statements)
         assert not slow(database_url, statements)
+        assert not large(database_url, statements)
+
+
+async def asked_from_the_beginning(url: str, store: Any) -> dict[str, Any]:
+    """What a database is asked by who reads a feed, or compacts it, where there is most to read."""
+    with asked(url) as statements:
+        async with aclosing(store.follow(0)) as feed:
+            assert (await anext(feed)).sequence == 1
+        assert await store.compact(0, NOW + timedelta(days=1)) is not None
+    return statements
 
 
 async def test_tickets(database_url: str) -> None:
@@ -139,6 +108,7 @@ async def test_tickets(database_url: str) -> None:
                 assert (await anext(feed)).sequence == 4 * STORED - 1
         assert {"tickets", "portions", "ticket_changes"} <= tables_of(statements)
         assert not slow(database_url, statements)
+        assert not large(database_url, statements | await asked_from_the_beginning(database_url, store))
 
 
 async def test_deliveries(database_url: str) -> None:
@@ -167,6 +137,7 @@ async def test_deliveries(database_url: str) -> None:
                 assert (await anext(feed)).sequence == 4 * STORED - 1
         assert {"deliveries", "delivery_changes"} <= tables_of(statements)
         assert not slow(database_url, statements)
+        assert not large(database_url, statements | await asked_from_the_beginning(database_url, store))
 
 
 async def test_a_statement_without_an_index_is_found(database_url: str) -> None:

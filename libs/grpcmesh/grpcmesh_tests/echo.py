@@ -269,5 +269,16 @@ async def refused(call: Any) -> grpc.aio.AioRpcError:
 
 
 async def soon(event: Awaitable[Any]) -> Any:
-    """What comes of a thing that must not take long; TimeoutError where it does."""
-    return await asyncio.wait_for(event, 3)
+    """What comes of a thing that must not take long."""
+    async with within(3, "what must not take long"):
+        return await event
+
+
+@asynccontextmanager
+async def within(seconds: float, what: str) -> AsyncIterator[None]:
+    """Fails where a promise is not kept in time, saying which; far longer than it takes where it is kept."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise AssertionError(f"in {seconds:g} s there was not: {what}") from None

@@ -77,6 +77,19 @@ async def test_a_deadline_shrinks_along_a_chain(serve: Serve, first: str, second
     assert 0 < response.number <= BRIEF_AND_ROUNDING
 
 
+@unary_and_stream
+async def test_a_callers_shorter_deadline_shrinks_along_a_chain(serve: Serve, method: str) -> None:
+    """A servicer's own call has no more than its caller has asked for, though both methods would allow more."""
+
+    async def behaviour(request: Any, context: Any) -> Any:
+        if request.text == "ask on":
+            return await result(stub.Say(EchoRequest()))
+        return await remaining(request, context)
+
+    stub = await serve(**every_method(behaviour))
+    assert 0 < (await result(getattr(stub, method)(EchoRequest(text="ask on"), timeout=2))).number <= 2010
+
+
 async def test_a_chain_ends_at_its_first_deadline(serve: Serve) -> None:
     """When the first caller's time is over, so is every call made on its behalf, and nobody is at fault."""
     waiting = Waiting()

@@ -28,6 +28,7 @@ from grpcmesh_tests.echo import (
     server_of,
     soon,
     unary_and_stream,
+    within,
 )
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
@@ -53,7 +54,7 @@ class Traced:
 
     async def span(self) -> ReadableSpan:
         """The only one, once it has ended."""
-        async with asyncio.timeout(3):
+        async with within(3, "a span that has ended"):
             while not self.spans:  # noqa: ASYNC110 # an exporter tells nobody
                 await asyncio.sleep(0.01)
         (span,) = self.spans

@@ -14,13 +14,17 @@ SEQUENCE = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 class Instant(sa.TypeDecorator[datetime]):
-    """A moment with a time zone, kept as microseconds since 1970 in UTC."""
+    """A moment with a time zone, kept as microseconds since 1970 in UTC. One without is a StatementError."""
 
     impl = sa.BigInteger
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> int | None:
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
+        if value is None:
+            return None
+        if value.utcoffset() is None:
+            raise ValueError(f"an Instant has a time zone, and {value} has none")
+        return (value.astimezone(UTC) - _EPOCH) // _MICROSECOND  # OverflowError in UTC's year 10000, and before 1
 
     def process_result_value(self, value: int | None, dialect: sa.Dialect) -> datetime | None:
         return None if value is None else _EPOCH + value * _MICROSECOND

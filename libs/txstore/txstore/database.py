@@ -5,6 +5,7 @@ middle cannot break it off. Writes that wait at the same time share one transact
 caller gets its result once that is durable. Where one fails, all are done again, each alone: none fails another.
 """
 
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -64,7 +65,7 @@ class Database:
         self.poll_interval = timedelta(seconds=1 if self.shared else 10)
         """After which to look for what was stored unheard of: by other replicas, or for callers that left."""
         self._engine = engine
-        self._writes = writes
+        self._order = {write: position for position, write in enumerate(writes)}
         # One statement is one snapshot, so that reads do without BEGIN and COMMIT, two more trips to the server.
         self._reading = engine.execution_options(isolation_level="AUTOCOMMIT") if self.shared else engine
         self._writing = engine.execution_options(write=True)
@@ -94,6 +95,8 @@ class Database:
 
     async def write(self, write: Write[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Returns what came of a write once it is durable. It shares its transaction with those of other callers."""
+        if write not in self._order:
+            raise ValueError("this kind of write is none of those that the database was opened with")
         result: T = await self._writers.call(write, Arguments(args, kwargs), self._write_limit)
         return result
 
@@ -116,6 +119,8 @@ class Database:
         end = time.monotonic() + _CLOSE_LIMIT.total_seconds()
         self._writers.close(end)
         self._readers.close(end)
+        # A thread that is left gives its connection back later, to a pool that is no longer looked at.
+        sa.event.listen(self._engine.pool, "checkin", lambda _, record: record.invalidate())
         self._engine.dispose()
 
     def _read(self, reads: Sequence[Call]) -> dict[Call, Any]:
@@ -126,10 +131,10 @@ class Database:
                 for read in reads:
                     try:
                         outcomes[read] = read.work(connection)
-                    except sa.exc.SQLAlchemyError:
-                        raise
-                    except Exception as error:  # its caller's to know
-                        outcomes[read] = error
+                    except Exception as error:
+                        if _is_away(error):
+                            raise
+                        outcomes[read] = _meaning(error)  # its caller's to know; the others are served
         except Exception as error:  # whatever it is, the thread goes on
             return outcomes | {read: _meaning(error) for read in reads if read not in outcomes}
         return outcomes
@@ -139,7 +144,7 @@ class Database:
         outcomes: dict[Call, Any] = {}
         try:
             with self._writing.begin() as connection:
-                in_order = sorted(calls, key=lambda call: self._writes.index(call.work))
+                in_order = sorted(calls, key=lambda call: self._order[call.work])
                 for write, group in groupby(in_order, key=lambda call: call.work):
                     same = list(group)
                     outcomes |= zip(same, write.run(connection, [call.item for call in same]), strict=True)
@@ -166,7 +171,10 @@ def _is_away(error: Exception) -> bool:
 def _meaning(error: Exception) -> Exception:
     """StoreUnavailable where the database is at fault; else the error as it is, which is a fault of the work."""
     away = isinstance(error, sa.exc.OperationalError | sa.exc.InternalError | sa.exc.TimeoutError)
-    if not away and not (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated):
+    if isinstance(error, sa.exc.DBAPIError):
+        wrong = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR  # a statement that makes no sense
+        away = error.connection_invalidated or (away and not wrong)
+    if not away:
         return error
     unavailable = StoreUnavailable("the database does not answer")
     unavailable.__cause__ = error

@@ -50,6 +50,9 @@ class Feed(Generic[T]):
 
     On SQLite the table wants `sqlite_autoincrement=True`, so that no number is ever given twice. An index of the
     subject and `sequence` serves compaction.
+
+    A transaction stores a change after the subject that it is of. Postgres knows a transaction by its first write: one
+    whose first write were the change itself would not be waited for in the moment after it has taken its number.
     """
 
     def __init__(
@@ -123,13 +126,14 @@ async def keep_compacted(
 ) -> None:
     """Compacts a feed for ever, part by part and again each hour: what is superseded and older than `retention` goes.
 
-    `compact` writes a `Feed.compact`.
+    `compact` writes a `Feed.compact`. Each round begins at the first entry: one that was its subject's last when it was
+    passed may be superseded by now.
     """
     after = 0
     while True:
         try:
             last = await compact(after, clock() - retention)
-            after = after if last is None else last
+            after = last or 0
             pause = _COMPACTION_INTERVAL if last is None else _PAUSE_BETWEEN_PARTS
         except Exception:
             pause = _PAUSE_AFTER_ERROR

@@ -21,6 +21,11 @@ T = TypeVar("T")
 
 _MIGRATING = 1  # advisory lock of replicas that start together
 _LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
+_IN_MEMORY = {"sqlite://", "sqlite:///", "sqlite:///:memory:"}
+# Another replica may be at it, and a migration may take long, also between its statements.
+_PATIENCE = sa.text("""
+    SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '1min'
+""")
 
 
 @asynccontextmanager
@@ -37,6 +42,8 @@ async def open_database(
     `migrations` is a folder of Alembic's, whose env.py runs them on `context.config.attributes["connection"]`. They and
     `prepare` share a transaction. `writes` are as `Database` takes them.
     """
+    if url in _IN_MEMORY:
+        raise CannotOpen(f"cannot use the database {url}: each thread would have one of its own, so it wants a file")
     engine, prepared = await asyncio.to_thread(open_engine, url, migrations, prepare)
     database = Database(engine, writes, limits)
     try:
@@ -47,10 +54,15 @@ async def open_database(
 
 def open_engine(url: str, migrations: Path, prepare: Callable[[sa.Connection], T]) -> tuple[sa.Engine, T]:
     """The engine of a database that was brought up to date, and what `prepare` returned. Raises CannotOpen."""
-    name = url
     try:
-        name = sa.make_url(url).render_as_string()  # without the password
-        engine = create_engine(sa.make_url(url))
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise CannotOpen(
+            "cannot use the database: what names it is no URL of SQLAlchemy"
+        ) from None  # it has a password
+    name = parsed.set(query={}).render_as_string()  # without the password, which may stand in the query as well
+    try:
+        engine = create_engine(parsed)
         try:
             return engine, _migrate(engine, migrations, prepare)
         except BaseException:
@@ -84,8 +96,7 @@ def secret_key(connection: sa.Connection, table: sa.Table) -> str:
 def _migrate(engine: sa.Engine, migrations: Path, prepare: Callable[[sa.Connection], T]) -> T:
     with engine.execution_options(write=True).begin() as connection:
         if engine.dialect.name == "postgresql":
-            # Another replica may be at it, and a migration may take long.
-            connection.execute(sa.text("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0"))
+            connection.execute(_PATIENCE)
         lock(connection, _MIGRATING)
         config = Config()
         config.set_main_option("script_location", str(migrations))

@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from txstore.errors import StoreOverloaded, StoreUnavailable
 
 @dataclass(eq=False)
 class Call:
-    """One caller's wish, and the future that the caller waits for."""
+    """One caller's wish, and the future of its outcome: what came of it, or the exception that its caller gets."""
 
     work: Any
     item: Any
@@ -63,9 +64,12 @@ class Threads:
         self._queue.put(call)
         try:
             async with asyncio.timeout(None if limit is None else limit.total_seconds()):
-                return await call.result
+                outcome = await call.result
         except TimeoutError:
             raise StoreUnavailable("the database does not answer in time") from None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def close(self, end: float) -> None:
         """As `Workers` says."""
@@ -79,7 +83,8 @@ class Threads:
             calls = [call, *self._waiting()]
             wanted = [call for call in calls if not call.result.done()]  # the others' callers have gone
             outcomes = self._run(wanted) if wanted else {}
-            self._loop.call_soon_threadsafe(self._settle, calls, outcomes)
+            with suppress(RuntimeError):  # the loop has been closed, and nobody is left who waits
+                self._loop.call_soon_threadsafe(self._settle, calls, outcomes)
 
     def _waiting(self) -> Iterator[Call]:
         """The calls that wait beside one that was taken, up to the maximum."""
@@ -96,10 +101,5 @@ class Threads:
     def _settle(self, calls: Sequence[Call], outcomes: dict[Call, Any]) -> None:
         self._held -= len(calls)
         for call in calls:
-            if call.result.done():
-                continue
-            outcome = outcomes.get(call)
-            if isinstance(outcome, Exception):
-                call.result.set_exception(outcome)
-            else:
-                call.result.set_result(outcome)
+            if not call.result.done():
+                call.result.set_result(outcomes[call])
