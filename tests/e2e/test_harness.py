@@ -58,21 +58,6 @@ def test_a_fault_is_told_from_what_is_none(line: str, fault: bool, tmp_path: Pat
     assert faults(log, [line]) == faults(log, begin=log.stat().st_size) == []
 
 
-async def test_a_shop_that_does_not_come_up_leaves_nothing_running(
-    tmp_path: Path, started: "list[subprocess.Popen[bytes]]"
-) -> None:
-    """Where a test gives up on a shop of which one service does not start, the others are ended with it."""
-    shop = Shop(tmp_path, "processes", ORDER_MENU=str(tmp_path / "missing.toml"))
-    coming_up = asyncio.create_task(shop.__aenter__())
-    await asyncio.sleep(0)  # up to the first wait
-    await shop.serving("kitchen", "delivery")
-    coming_up.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await coming_up
-    assert len(started) == 3
-    assert [process for process in started if process.poll() is None] == []
-
-
 async def test_a_shop_that_logs_a_fault_fails_its_test(tmp_path: Path) -> None:
     """An error in a service's log, or another end than by a stop, is told at the shop's end; others are not."""
     with pytest.raises(AssertionError, match="the oven is cold"):
