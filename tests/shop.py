@@ -24,6 +24,8 @@ from tools.certs import Authority
 
 SERVICES = ("order", "kitchen", "delivery")
 TOPOLOGIES = {"all in one": ("all_in_one",), "processes": ("kitchen", "delivery", "order")}
+SPLIT_OFF = {inner: (inner, "all_in_one") for inner in ("kitchen", "delivery")}
+"""Topologies in which one service has left the others."""
 _START_LIMIT = 30.0  # seconds
 _STOP_LIMIT = 10.0
 _RECONNECT = {"initial": 50, "min": 50, "max": 200}  # milliseconds
@@ -48,7 +50,8 @@ class Shop:
         The second replica of the kitchen is called "kitchen-2" here, and so on.
         """
         self.folder = folder
-        self.services = tuple(name for service in TOPOLOGIES[topology] for name in _names(service, replicas))
+        apart = (TOPOLOGIES | SPLIT_OFF)[topology]
+        self.services = tuple(name for service in apart for name in _names(service, replicas))
         everyone = [name for service in SERVICES for name in _names(service, replicas)]
         self.ports = {name: free_port() for name in everyone}
         self.health_ports = {name: free_port() for name in everyone if _service(name) != "order"}
@@ -59,9 +62,9 @@ class Shop:
         self.databases = {service: databases.url(service, folder) for service in SERVICES}
         """The URLs of what the services store in."""
         urls = {f"{service.upper()}_DATABASE_URL": url for service, url in self.databases.items()}
-        split = {f"ORDER_{inner.upper()}_TARGET": self._addresses(inner) for inner in ("kitchen", "delivery")}
+        split = {f"ORDER_{inner.upper()}_TARGET": self._addresses(inner) for inner in SPLIT_OFF if inner in apart}
         quick = {"MESH_CHECK_ANSWERS": "true", "KITCHEN_TIME_SCALE": "0.0002", "DELIVERY_TIME_SCALE": "0.0002"}
-        self.environment = os.environ | urls | quick | ({} if topology == "all in one" else split)
+        self.environment = os.environ | urls | quick | split
         for service in SERVICES:
             self.environment |= self._listen(service)
         self._own = environment
@@ -94,8 +97,12 @@ class Shop:
     def launch(self, name: str) -> "subprocess.Popen[bytes]":
         """Starts the process of a service and does not wait for it. Its log is NAME.log in the shop's folder."""
         service = _service(name)
-        own = {} if service == "all_in_one" else {"MESH_CERTIFICATES": str(self.certificates(service))}
-        if service != "all_in_one":
+        own = {"MESH_CERTIFICATES": str(self.certificates("order" if service == "all_in_one" else service))}
+        if self.services == ("all_in_one",):
+            own = {}
+        elif service == "all_in_one":  # what was split off must not be in it as well
+            own |= {f"{other.upper()}_DATABASE_URL": "sqlite:////dev/null/no.db" for other in self.services[:-1]}
+        else:
             own |= self._listen(name)
         environment = self.environment | own | self._own | self.environments.get(service, {})
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -124,6 +131,12 @@ class Shop:
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
 
+    def log(self, name: str) -> list[dict[str, Any]]:
+        """What the process of a service has logged, but for what it says in plain text."""
+        lines = (self.folder / f"{name}.log").read_text().splitlines()
+        assert not any("Traceback" in line for line in lines if not line.startswith("{")), lines
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
     def kill(self, *services: str) -> None:
         """SIGKILLs services, all of them unless named."""
         for service in services or self.services:
@@ -144,7 +157,11 @@ class Shop:
         self.processes.clear()
 
     async def __aenter__(self) -> "Shop":
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     async def __aexit__(
