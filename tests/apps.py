@@ -78,7 +78,9 @@ async def open_apps(
 
     async with AsyncExitStack() as stack:
         workloads = {
-            name: await stack.enter_async_context(Workload(name, metrics=(metrics or {}).get(name, Metrics()), drain=0))
+            name: await stack.enter_async_context(
+                Workload(name, metrics=(metrics or {}).get(name, Metrics()), drain_seconds=0)
+            )
             for name in SERVICES
         }
         kitchen = await stack.enter_async_context(

@@ -36,7 +36,7 @@ from tests.shop import Customer, Shop, customer_of
 async def kitchen(address: str, urls: Mapping[str, str]) -> AsyncIterator[None]:
     """The kitchen, left while it cooks and its feed is read."""
     settings = KitchenSettings(listen=address, database_url=urls["kitchen"])
-    async with kitchen_app(settings, Workload("kitchen", drain=0)) as server:
+    async with kitchen_app(settings, Workload("kitchen", drain_seconds=0)) as server:
         stub = KitchenServiceStub(server.channel(Workload("order")))
         item = kitchen_pb.TicketItem(sku="margherita", quantity=1)
         await stub.SubmitTicket(kitchen_pb.SubmitTicketRequest(ticket_id=str(uuid4()), items=[item]))
@@ -49,7 +49,7 @@ async def kitchen(address: str, urls: Mapping[str, str]) -> AsyncIterator[None]:
 async def delivery(address: str, urls: Mapping[str, str]) -> AsyncIterator[None]:
     """Delivery, left while a courier is on the road and its feed is read."""
     settings = DeliverySettings(listen=address, database_url=urls["delivery"])
-    async with delivery_app(settings, Workload("delivery", drain=0)) as server:
+    async with delivery_app(settings, Workload("delivery", drain_seconds=0)) as server:
         stub = DeliveryServiceStub(server.channel(Workload("order")))
         home = delivery_pb.Address(street="1 Main St", city="Springfield")
         await stub.ScheduleDelivery(delivery_pb.ScheduleDeliveryRequest(delivery_id=str(uuid4()), address=home))
@@ -62,7 +62,7 @@ async def delivery(address: str, urls: Mapping[str, str]) -> AsyncIterator[None]
 async def order(address: str, urls: Mapping[str, str]) -> AsyncIterator[None]:
     """The order service, left while an order is made and watched; kitchen and delivery go with it."""
     async with AsyncExitStack() as stack:
-        me = Workload("order", drain=0)
+        me = Workload("order", drain_seconds=0)
         to_kitchen = await stack.enter_async_context(
             kitchen_app(KitchenSettings(listen=None, database_url=urls["kitchen"]), Workload("kitchen"))
         )

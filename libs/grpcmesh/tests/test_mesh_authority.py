@@ -14,7 +14,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from grpcmesh.authority import Authority
 
 COMMAND = (sys.executable, "-m", "grpcmesh.authority", "--trust-domain", "echo.test")
