@@ -18,12 +18,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
 
+from tests.logs import faults
 from tests.ports import free_port
 from tests.postgres import Databases, Postgres
 from tools.certs import Authority
 
 SERVICES = ("order", "kitchen", "delivery")
 TOPOLOGIES = {"all in one": ("all_in_one",), "processes": ("kitchen", "delivery", "order")}
+SPLIT_OFF = {inner: (inner, "all_in_one") for inner in ("kitchen", "delivery")}
+"""Topologies in which one service has left the others."""
 _START_LIMIT = 30.0  # seconds
 _STOP_LIMIT = 10.0
 _RECONNECT = {"initial": 50, "min": 50, "max": 200}  # milliseconds
@@ -48,7 +51,8 @@ class Shop:
         The second replica of the kitchen is called "kitchen-2" here, and so on.
         """
         self.folder = folder
-        self.services = tuple(name for service in TOPOLOGIES[topology] for name in _names(service, replicas))
+        apart = (TOPOLOGIES | SPLIT_OFF)[topology]
+        self.services = tuple(name for service in apart for name in _names(service, replicas))
         everyone = [name for service in SERVICES for name in _names(service, replicas)]
         self.ports = {name: free_port() for name in everyone}
         self.health_ports = {name: free_port() for name in everyone if _service(name) != "order"}
@@ -59,15 +63,19 @@ class Shop:
         self.databases = {service: databases.url(service, folder) for service in SERVICES}
         """The URLs of what the services store in."""
         urls = {f"{service.upper()}_DATABASE_URL": url for service, url in self.databases.items()}
-        split = {f"ORDER_{inner.upper()}_TARGET": self._addresses(inner) for inner in ("kitchen", "delivery")}
+        split = {f"ORDER_{inner.upper()}_TARGET": self._addresses(inner) for inner in SPLIT_OFF if inner in apart}
         quick = {"MESH_CHECK_ANSWERS": "true", "KITCHEN_TIME_SCALE": "0.0002", "DELIVERY_TIME_SCALE": "0.0002"}
-        self.environment = os.environ | urls | quick | ({} if topology == "all in one" else split)
+        self.environment = os.environ | urls | quick | split
         for service in SERVICES:
             self.environment |= self._listen(service)
         self._own = environment
         self.environments: dict[str, dict[str, str]] = {}
         """What a service alone has in its environment."""
+        self.expected: list[str] = []
+        """Words of the faults that a test provokes; any other that is logged fails the test."""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        """Those that run, unless they have ended by themselves."""
+        self._launched: set[str] = set()
 
     def certificates(self, service: str) -> Path:
         return self.folder / "certificates" / service
@@ -94,13 +102,18 @@ class Shop:
     def launch(self, name: str) -> "subprocess.Popen[bytes]":
         """Starts the process of a service and does not wait for it. Its log is NAME.log in the shop's folder."""
         service = _service(name)
-        own = {} if service == "all_in_one" else {"MESH_CERTIFICATES": str(self.certificates(service))}
-        if service != "all_in_one":
+        own = {"MESH_CERTIFICATES": str(self.certificates("order" if service == "all_in_one" else service))}
+        if self.services == ("all_in_one",):
+            own = {}
+        elif service == "all_in_one":  # what was split off must not be in it as well
+            own |= {f"{other.upper()}_DATABASE_URL": "sqlite:////dev/null/no.db" for other in self.services[:-1]}
+        else:
             own |= self._listen(name)
         environment = self.environment | own | self._own | self.environments.get(service, {})
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen([sys.executable, "-m", service], env=environment, stderr=log)
         self.processes[name] = process
+        self._launched.add(name)
         return process
 
     async def start(self, *services: str) -> None:
@@ -124,33 +137,55 @@ class Shop:
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
 
+    def log(self, name: str) -> list[dict[str, Any]]:
+        """What the process of a service has logged, but for what it says in plain text."""
+        lines = (self.folder / f"{name}.log").read_text().splitlines()
+        assert not any("Traceback" in line for line in lines if not line.startswith("{")), lines
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
     def kill(self, *services: str) -> None:
-        """SIGKILLs services, all of them unless named."""
-        for service in services or self.services:
+        """SIGKILLs services, all that run unless named."""
+        for service in services or tuple(self.processes):
             process = self.processes.pop(service)
             process.kill()
             process.wait()
 
     def stop(self) -> None:
-        """Stops whatever runs, gracefully."""
+        """Stops whatever runs, gracefully; raises AssertionError where one did not end well or has logged a fault."""
+        wrong = self._end()
+        assert not wrong, "\n".join(wrong)
+
+    def _end(self) -> list[str]:
+        """Stops whatever runs, and returns what was wrong with it."""
+        wrong = []
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
+        for name, process in self.processes.items():
             try:
                 process.wait(_STOP_LIMIT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.returncode != 0:
+                wrong.append(f"{name} ended with {process.returncode}")
         self.processes.clear()
+        for name in sorted(self._launched):
+            wrong += [f"{name}: {line:.500}" for line in faults(self.folder / f"{name}.log", self.expected)]
+        return wrong
 
     async def __aenter__(self) -> "Shop":
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:  # what has started would be left to nobody
+            self.kill()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        wrong = self._end()
+        assert error is not None or not wrong, "\n".join(wrong)
 
 
 def customer(shop: Shop) -> AbstractAsyncContextManager["Customer"]:

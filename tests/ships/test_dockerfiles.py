@@ -35,7 +35,7 @@ def test_an_image_is_not_roots(service: str, stage: str) -> None:
 
 
 def test_an_image_runs_its_service(service: str) -> None:
-    """A build without a target runs the service and nothing around it; the dev stage starts it anew on each edit."""
+    """A build without a target runs the service and nothing around it; the dev stage starts it again on each edit."""
     dockerfile = Dockerfile(service)
     shipped, dev = dockerfile.image(), dockerfile.image("dev")
     assert (shipped.entrypoint, shipped.command) == ([], ["python", "-m", service])

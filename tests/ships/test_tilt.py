@@ -25,7 +25,7 @@ def within(path: str, folders: list[str]) -> bool:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_tilt_builds_what_the_manifests_run(tilt: Tilt, service: str) -> None:
-    """The image of a service's pod is built from its Dockerfile, as the stage that starts anew on edits."""
+    """The image of a service's pod is built from its Dockerfile, as the stage that starts again on edits."""
     image = pod(render("overlays/dev").one("Deployment", service))["containers"][0]["image"]
     build = tilt.named("docker_build", image)
     assert (build["context"], build["dockerfile"]) == (".", f"services/{service}/Dockerfile")

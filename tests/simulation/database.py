@@ -45,7 +45,7 @@ class RealDatabase:
     """The order service's own store, on SQLite in memory; in half of the schedules two replicas share it."""
 
     def __init__(self, engine: sa.Engine, world: World, store: type[Store] = Store, replicas: int = 0) -> None:
-        """The engine is from `real_engine`, and serves schedule after schedule; `replicas` is drawn unless given."""
+        """The engine is from `real_engine` and serves one schedule after the other; `replicas`: drawn unless given."""
         self._engine = engine
         self._store = store
         self.replicas = replicas or world.random.choice((1, 2))

@@ -2,9 +2,10 @@
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,22 +13,22 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from order.domain import Address, Line, Menu, MenuItem, Money, Order
-from order.store import Store, open_store
 from pizza.order.v1 import order_service_pb2 as pb
 from txstore import StoreUnavailable
 
-from tests.contract.contract import refusal_of
+from tests.contract.contract import refusal_of, refused
 from tests.contract.customer import Customer
-from tests.contract.launch import eventually, running
+from tests.contract.launch import DATA, Running, eventually, running
+from tests.contract.providers import KINDS as PROVIDERS
+from tests.contract.providers import Provider
 from tests.postgres import DATABASES, MISSING, Postgres, postgres
+from tests.stores.kinds import KINDS, Kind, Store, Thing
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-MENU = Menu((MenuItem("margherita", "Pizza Margherita", Money("EUR", 8)),))
+IDLE = {"ORDER_HOLD": "1e6", "DELIVERY_FLEET": f"{DATA}/busy_fleet.toml"}
+"""Has services leave alone what they store."""
+STOP_LIMIT = 30.0  # seconds
 
-
-def new() -> Order:
-    return MENU.order(str(uuid4()), "ada", (Line("margherita", 1),), Address("1 Main St", "Springfield", ""), NOW)
+Stores = Sequence[tuple[Kind, Store]]
 
 
 @pytest.fixture(scope="module")
@@ -39,100 +40,127 @@ def victim() -> Iterator[Postgres]:
         yield cluster
 
 
+# The stores, which are all struck at once.
+
+
 @pytest.fixture
-async def store(victim: Postgres) -> AsyncIterator[Store]:
-    async with open_store(victim.database(), "one") as store:
-        yield store
+async def stores(victim: Postgres) -> AsyncIterator[Stores]:
+    async with AsyncExitStack() as stack:
+        yield [(kind, await stack.enter_async_context(kind.open(victim.database(), "one"))) for kind in KINDS]
 
 
-async def until_stored(store: Store, order: Order) -> None:
-    """Places an order again and again, as its caller would."""
+async def until_stored(kind: Kind, store: Store, thing: Thing) -> None:
+    """Adds a thing again and again, as its caller would."""
     async with asyncio.timeout(15):
         while True:
             try:
-                assert await store.place(order) == order
+                assert await kind.add(store, thing) == thing
             except StoreUnavailable:
                 await asyncio.sleep(0.05)  # as its caller's backoff
             else:
                 return
 
 
-async def test_a_stalled_database_holds_nobody_up(victim: Postgres, store: Store) -> None:
+async def test_a_stalled_database_holds_nobody_up(victim: Postgres, stores: Stores) -> None:
     """Calls are soon UNAVAILABLE while Postgres is stopped, all of them, and are served once it goes on."""
-    before, during, after = new(), [new() for _ in range(50)], new()
-    await store.place(before)
+    during = {kind.service: [kind.make() for _ in range(50)] for kind in KINDS}
+    before = {kind.service: await kind.add(store, kind.make()) for kind, store in stores}
+
+    async def ask(kind: Kind, store: Store) -> None:
+        id_ = kind.id_of(before[kind.service])
+        gets = await asyncio.gather(*(store.get(id_) for _ in range(50)), return_exceptions=True)
+        adding = (kind.add(store, thing) for thing in during[kind.service])
+        adds = await asyncio.gather(*adding, return_exceptions=True)
+        assert {type(answer) for answer in (*gets, *adds)} == {StoreUnavailable}, kind.service
+
     with victim.stalled():
         async with asyncio.timeout(6):  # this stall would not end by itself, and the machine may be slow
-            gets = await asyncio.gather(*(store.get(before.order_id) for _ in range(50)), return_exceptions=True)
-            places = await asyncio.gather(*map(store.place, during), return_exceptions=True)
-        assert {type(answer) for answer in (*gets, *places)} == {StoreUnavailable}
-    await until_stored(store, after)
-    assert await store.get(before.order_id) == before
-    for order in during:  # whether or not one had got through, a repeated call settles it
-        await until_stored(store, order)
-    assert len(await store.list_orders("ada", 100, None)) == 52
+            await asyncio.gather(*(ask(kind, store) for kind, store in stores))
+    for kind, store in stores:
+        await until_stored(kind, store, kind.make())
+        for thing in during[kind.service]:  # whether or not one had got through, a repeated call settles it
+            await until_stored(kind, store, thing)
+        for thing in (before[kind.service], *during[kind.service]):
+            assert await store.get(kind.id_of(thing)) == thing
 
 
-async def test_a_killed_database_loses_nothing(victim: Postgres, store: Store) -> None:
-    """Of orders placed while Postgres is killed, those that were answered are there once it is back."""
-    answered: list[Order] = []
-    many = asyncio.Event()
+async def test_a_killed_database_loses_nothing(victim: Postgres, stores: Stores) -> None:
+    """Of things added while Postgres is killed, those that were answered are there once it is back."""
+    answered: dict[str, list[Thing]] = {kind.service: [] for kind in KINDS}
+    enough = {kind.service: asyncio.Event() for kind in KINDS}
 
-    async def customer() -> None:
+    async def caller(kind: Kind, store: Store) -> None:
         with suppress(StoreUnavailable):
             while True:
-                answered.append(await store.place(new()))
-                if len(answered) == 200:
-                    many.set()
+                answered[kind.service].append(await kind.add(store, kind.make()))
+                if len(answered[kind.service]) == 200:
+                    enough[kind.service].set()
 
-    customers = [asyncio.create_task(customer()) for _ in range(20)]
-    await many.wait()
+    callers = [asyncio.create_task(caller(kind, store)) for kind, store in stores for _ in range(20)]
+    for event in enough.values():
+        await event.wait()
     victim.kill()
-    await asyncio.gather(*customers)
-    with pytest.raises(StoreUnavailable):
-        await store.get(answered[0].order_id)
+    await asyncio.gather(*callers)
+    for kind, store in stores:
+        with pytest.raises(StoreUnavailable):
+            await store.get(kind.id_of(answered[kind.service][0]))
     victim.start()
-    await until_stored(store, new())
-    for order in answered:
-        assert await store.get(order.order_id) == order
+    for kind, store in stores:
+        await until_stored(kind, store, kind.make())
+        for thing in answered[kind.service]:
+            assert await store.get(kind.id_of(thing)) == thing
 
 
-def test_a_full_disk_refuses_orders_for_as_long_as_it_is_full(tmp_path: Path) -> None:
-    """PlaceOrder is UNAVAILABLE and says when to come back, nothing is stored, and it is served once there is room."""
-    database = f"sqlite:///{tmp_path}/order.db"
-    with running("order", tmp_path, ORDER_HOLD="1e6", ORDER_DATABASE_URL=database) as process:
-        customer = Customer(process.channel)
-        first, refused = customer.place(), str(uuid4())
-        log = tmp_path / "order.db-wal"
-        eventually(log.exists)
-        full = log.stat().st_size  # no file may grow beyond
-        _, most = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (full, most))
-        with pytest.raises(grpc.RpcError) as error:
-            customer.place(order_id=refused)
-        assert refusal_of(error.value).why == ("mesh", "STORE_UNAVAILABLE")
-        assert retry_after(error.value) > 0
-        assert customer.get(first.order_id) == first
-        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (most, most))
-        assert [order.order_id for page in customer.pages("ada", 5) for order in page.orders] == [first.order_id]
-        assert customer.place(order_id=refused).order_id == refused
+# The services.
 
 
-def test_a_service_heals_by_itself(victim: Postgres, tmp_path: Path) -> None:
-    """While its Postgres is away a service says so, to health checks and callers; once that is back, it serves."""
-    with running("order", tmp_path, ORDER_HOLD="1e6", ORDER_DATABASE_URL=victim.database()) as process:
-        customer = Customer(process.channel)
-        order = customer.place()
-        victim.kill()
-        with pytest.raises(grpc.RpcError) as error:
-            customer.get(order.order_id)
-        assert refusal_of(error.value).why == ("mesh", "STORE_UNAVAILABLE")
-        assert retry_after(error.value) > 0
-        eventually(lambda: not process.settled())
-        victim.start()
-        eventually(process.settled)
-        assert customer.get(order.order_id) == order
-        assert customer.stub.ListMenuItems(pb.ListMenuItemsRequest()).items
+@dataclass
+class Service:
+    """One that runs alone, as its callers see it."""
+
+    process: Running
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.process.service
+
+    def add(self, id_: str) -> None:
+        """Places an order, submits a ticket or schedules a delivery."""
+        if self.name == "order":
+            Customer(self.process.channel).place(order_id=id_)
+        else:
+            Provider(PROVIDERS[self.name], self.process.channel).submit("diavola", id_)
+
+    def get(self, id_: str) -> None:
+        """Finds it."""
+        if self.name == "order":
+            Customer(self.process.channel).get(id_)
+        else:
+            Provider(PROVIDERS[self.name], self.process.channel).get(id_)
+
+
+@contextmanager
+def all_running(folder: Path, cluster: Postgres | None = None) -> Iterator[list[Service]]:
+    """The three services with a folder each, where their databases are, unless those are in a Postgres."""
+
+    def start(service: str) -> Service:
+        place = folder / service
+        place.mkdir()
+        database = f"sqlite:///{place}/{service}.db" if cluster is None else cluster.database()
+        environment = IDLE | {f"{service.upper()}_DATABASE_URL": database}
+        return Service(stack.enter_context(running(service, place, **environment)), place)
+
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        yield [*pool.map(start, ("order", *PROVIDERS))]
+
+
+def check_unavailable(call: Callable[[str], None], id_: str) -> None:
+    """A call is refused because of the store, and the refusal says when to come back."""
+    with pytest.raises(grpc.RpcError) as error:
+        call(id_)
+    assert refusal_of(error.value).why == ("mesh", "STORE_UNAVAILABLE")
+    assert retry_after(error.value) > 0
 
 
 def retry_after(error: grpc.RpcError) -> float:
@@ -147,9 +175,50 @@ def retry_after(error: grpc.RpcError) -> float:
     raise AssertionError("no RetryInfo")
 
 
-def test_a_service_stops_while_its_database_is_stalled(victim: Postgres, tmp_path: Path) -> None:
-    """SIGTERM ends the process all the same, within its grace and some."""
-    with running("order", tmp_path, ORDER_HOLD="1e6", ORDER_DATABASE_URL=victim.database()) as process:
-        Customer(process.channel).place()
+def test_a_full_disk_refuses_what_is_new_for_as_long_as_it_is_full(tmp_path: Path) -> None:
+    """Nothing of that is stored, what was there is read, and once there is room, all is served."""
+    with all_running(tmp_path) as services:
+        for service in services:
+            service.process.expected.append("StoreUnavailable")
+            stored, new = str(uuid4()), str(uuid4())
+            service.add(stored)
+            log, pid = service.folder / f"{service.name}.db-wal", service.process.process.pid
+            eventually(log.exists)
+            _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (log.stat().st_size, most))  # no file may grow beyond
+            check_unavailable(service.add, new)
+            service.get(stored)
+            assert refused(service.get, new).reason.endswith("_NOT_FOUND")
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))
+            service.add(new)
+            service.get(new)
+
+
+def test_services_heal_by_themselves(victim: Postgres, tmp_path: Path) -> None:
+    """While its Postgres is away each says so, to health checks and callers; once that is back, it serves."""
+    ids = [str(uuid4()) for _ in range(3)]
+    with all_running(tmp_path, victim) as services:
+        for service, id_ in zip(services, ids, strict=True):
+            service.process.expected += ("StoreUnavailable", "not serving: the check fails")
+            service.add(id_)
+        victim.kill()
+        for service, id_ in zip(services, ids, strict=True):
+            check_unavailable(service.get, id_)
+            eventually(lambda: not service.process.settled())  # noqa: B023 # called before the next one
+        menu = Customer(services[0].process.channel).stub.ListMenuItems(pb.ListMenuItemsRequest())
+        assert menu.items  # is no part of what is stored
+        victim.start()
+        for service, id_ in zip(services, ids, strict=True):
+            eventually(service.process.settled)
+            service.get(id_)
+
+
+def test_services_stop_while_their_database_is_stalled(victim: Postgres, tmp_path: Path) -> None:
+    """SIGTERM ends each process all the same, within its grace and some."""
+    with all_running(tmp_path, victim) as services:
+        for service in services:
+            service.add(str(uuid4()))
         with victim.stalled():
-            assert process.terminate() == 0
+            for service in services:
+                service.process.process.terminate()
+            assert [service.process.process.wait(STOP_LIMIT) for service in services] == [0, 0, 0]

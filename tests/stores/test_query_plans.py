@@ -1,8 +1,10 @@
 """What the stores ask of their databases costs the same however much is stored: every statement goes by an index."""
 
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import delivery.domain
 import delivery.schema
@@ -11,6 +13,7 @@ import kitchen.schema
 import kitchen.store
 import order.schema
 import order.store
+import sqlalchemy as sa
 from delivery.domain import Fleet
 from kitchen.domain import Item, Kitchen, Step
 from order.domain import Address, Line, Menu, MenuItem, Money
@@ -21,10 +24,21 @@ from tests.query_plans import asked, fill, slow, tables_of
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STORED = 4000
 LIVE = 20
+PAGE = 300  # rows, about as many as a store reads at once
 OVEN = Kitchen({"oven": 4}, {"pizza": (Step("bake", "oven", 60),)})
 FLEET = Fleet(couriers=4, trip_seconds=60)
 MENU = Menu((MenuItem("pizza", "Pizza", Money("EUR", 8)),))
 HOME = Address("1 Main St", "Springfield", "")
+
+
+def large(url: str, statements: Mapping[str, Any]) -> list[str]:
+    """Those that answer more rows than a page has."""
+    with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
+        return [
+            statement
+            for statement, parameters in statements.items()
+            if statement.startswith("SELECT") and len(connection.exec_driver_sql(statement, parameters).all()) > PAGE
+        ]
 
 
 async def test_orders(database_url: str) -> None:
@@ -57,6 +71,16 @@ async def test_orders(database_url: str) -> None:
             assert store.live() == {"PLACED": LIVE}
         assert {"orders", "order_changes", "feeds"} <= tables_of(statements)
         assert not slow(database_url, statements)
+        assert not large(database_url, statements)
+
+
+async def asked_from_the_beginning(url: str, store: Any) -> dict[str, Any]:
+    """What a database is asked by who reads a feed, or compacts it, where there is most to read."""
+    with asked(url) as statements:
+        async with aclosing(store.follow(0)) as feed:
+            assert (await anext(feed)).sequence == 1
+        assert await store.compact(0, NOW + timedelta(days=1)) is not None
+    return statements
 
 
 async def test_tickets(database_url: str) -> None:
@@ -84,6 +108,7 @@ async def test_tickets(database_url: str) -> None:
                 assert (await anext(feed)).sequence == 4 * STORED - 1
         assert {"tickets", "portions", "ticket_changes"} <= tables_of(statements)
         assert not slow(database_url, statements)
+        assert not large(database_url, statements | await asked_from_the_beginning(database_url, store))
 
 
 async def test_deliveries(database_url: str) -> None:
@@ -112,6 +137,7 @@ async def test_deliveries(database_url: str) -> None:
                 assert (await anext(feed)).sequence == 4 * STORED - 1
         assert {"deliveries", "delivery_changes"} <= tables_of(statements)
         assert not slow(database_url, statements)
+        assert not large(database_url, statements | await asked_from_the_beginning(database_url, store))
 
 
 async def test_a_statement_without_an_index_is_found(database_url: str) -> None:

@@ -9,7 +9,7 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 
-from grpcmesh import deadlines
+from grpcmesh import deadlines, tasks
 from grpcmesh.contract import Method, find_method, service_methods
 from grpcmesh.errors import StartError
 from grpcmesh.identity import Certificates
@@ -71,8 +71,8 @@ class Channel(grpc.aio.Channel):
         self._callers: list[_Caller] = []
         version = certificates.version() if certificates else ()  # of before they are read, or a change would be missed
         self._inner = dial()
-        self._rotation = asyncio.create_task(self._rotate(certificates, version)) if certificates else None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._rotations = [asyncio.create_task(self._rotate(certificates, version))] if certificates else []
+        self._retiring: dict[grpc.aio.Channel, asyncio.Task[None]] = {}
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return self._caller(method, lambda channel: channel.unary_unary(method, *args, **kwargs))
@@ -87,10 +87,9 @@ class Channel(grpc.aio.Channel):
         raise NotImplementedError(f"{method}: streams of requests are in no contract yet")
 
     async def close(self, grace: float | None = None) -> None:
-        """As gRPC's; calls of before a rotation, if there are any, end by themselves or by their deadline."""
-        if self._rotation is not None:
-            self._rotation.cancel()
-        await self._inner.close(grace)
+        """As gRPC's: calls have up to `grace` seconds to end by themselves, those of before a rotation included."""
+        await tasks.end([*self._rotations, *self._retiring.values()])
+        await asyncio.gather(*(channel.close(grace) for channel in (self._inner, *self._retiring)))
 
     async def __aenter__(self) -> "Channel":
         return self
@@ -128,13 +127,13 @@ class Channel(grpc.aio.Channel):
             for caller in self._callers:
                 caller.bind(fresh)
             _log.info("certificates rotated")
-            retiring = asyncio.create_task(self._retire(old))
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+            self._retiring[old] = asyncio.create_task(self._retire(old))
 
     async def _retire(self, channel: grpc.aio.Channel) -> None:
         """Lets calls that have begun on a channel end there, each by its own deadline, which is the earlier."""
-        await channel.close(max((caller.method.timeout for caller in self._callers), default=0) + _MARGIN)
+        await asyncio.sleep(max((caller.method.timeout for caller in self._callers), default=0) + _MARGIN)
+        await channel.close()
+        del self._retiring[channel]
 
 
 class _Caller:

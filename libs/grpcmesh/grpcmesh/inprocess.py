@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import grpc
 import structlog
 
+from grpcmesh import tasks
 from grpcmesh.identity import auth_context
 
 _WINDOW = 16  # messages a stream may be ahead of its reader, in place of HTTP/2's flow control
@@ -58,7 +59,7 @@ class InProcessChannel(grpc.aio.Channel):
                 raise grpc.aio.UsageError("Channel is closed.")
             call = kind(path, handler, serialize(request), deserialize, timeout, metadata, self._auth)
             self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+            call.handling.add_done_callback(lambda _: self._calls.discard(call))
             return call
 
         return invoke
@@ -66,9 +67,10 @@ class InProcessChannel(grpc.aio.Channel):
     async def close(self, grace: float | None = None) -> None:
         self._closed = True
         if grace and self._calls:
-            await asyncio.wait([asyncio.ensure_future(call.code()) for call in self._calls], timeout=grace)
-        for call in list(self._calls):
+            await asyncio.wait([call.handling for call in self._calls], timeout=grace)
+        for call in self._calls:
             call.cancel()
+        await tasks.end(call.handling for call in self._calls)
 
     async def __aenter__(self) -> "InProcessChannel":
         return self
@@ -121,7 +123,7 @@ class _Call(grpc.aio.Call):
         self._timer = None if timeout is None else loop.call_later(timeout, self._expire)
         self._context = _Context(self)
         # An empty context: what the caller knows reaches the handler by metadata and message alone.
-        self._task = loop.create_task(self._serve(handler, request), context=contextvars.Context())
+        self.handling = loop.create_task(self._serve(handler, request), context=contextvars.Context())
 
     async def _serve(self, handler: Handler | None, request: bytes) -> None:
         context = self._context
@@ -191,7 +193,7 @@ class _Call(grpc.aio.Call):
         ended = self._end(code, details)
         if ended:
             self._messages.clear()
-            self._task.cancel()
+            self.handling.cancel()
         return ended
 
     async def _read(self) -> Any:

@@ -6,6 +6,7 @@ asks for them: what takes traces (Jaeger, say) does not always take metrics.
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 from grpc_observability import OpenTelemetryPlugin
 from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, NoOpMeter, Observation
@@ -19,21 +20,18 @@ from grpcmesh.contract import ContractError, find_method
 class Metrics:
     """A workload's metrics. Without a reader there are none, and every method does nothing."""
 
-    _of_calls: "Metrics | None" = None  # gRPC knows one plugin a process: it is the first workload's
-
     def __init__(self, workload: str = "", reader: MetricReader | None = None) -> None:
         self._provider: MeterProvider | None = None
         self._meter: Meter = NoOpMeter("grpcmesh")
+        self._calls: OpenTelemetryPlugin | None = None
         if reader is None:
             return
         self._provider = MeterProvider([reader], Resource.create({"service.name": workload}))
         self._meter = self._provider.get_meter("grpcmesh")
-        if Metrics._of_calls is None:
-            Metrics._of_calls = self
-            self._plugin = OpenTelemetryPlugin(
-                meter_provider=self._provider, generic_method_attribute_filter=_in_a_contract
-            )
-            self._plugin.register_global()
+        calls = OpenTelemetryPlugin(meter_provider=self._provider, generic_method_attribute_filter=_in_a_contract)
+        with suppress(RuntimeError):  # gRPC knows one plugin a process: it is the first workload's
+            calls.register_global()
+            self._calls = calls
 
     @classmethod
     def from_environment(cls, workload: str) -> "Metrics":
@@ -63,9 +61,9 @@ class Metrics:
 
     def close(self) -> None:
         """Exports what is left."""
-        if Metrics._of_calls is self:
-            self._plugin.deregister_global()
-            Metrics._of_calls = None
+        if self._calls is not None:
+            self._calls.deregister_global()
+            self._calls = None
         if self._provider is not None:
             self._provider.shutdown()
 

@@ -10,6 +10,7 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from grpcmesh import tasks
 from grpcmesh.client import Channel
 from grpcmesh.contract import ANYONE, find_method, service_methods
 from grpcmesh.errors import StartError
@@ -54,7 +55,7 @@ class Server:
         self._health: HealthServicer | None = None
         self._listeners: list[grpc.aio.Server] = []
         self._started = False
-        self._checking: asyncio.Task[None] | None = None
+        self._checking: list[asyncio.Task[None]] = []
 
     def add(
         self, register: Callable[[_Servicer, grpc.aio.Server], None], servicer: _Servicer, refusals: Refusals
@@ -122,13 +123,12 @@ class Server:
             self._health.set(True)
         else:
             checked = asyncio.Event()
-            self._checking = asyncio.create_task(self._keep_checking(self._check, self._health, checked))
+            self._checking = [asyncio.create_task(self._keep_checking(self._check, self._health, checked))]
             await checked.wait()
 
     async def stop(self) -> None:
         """Stops without losing a call: NOT_SERVING, the drain, an end to the streams, then the last calls finish."""
-        if self._checking is not None:
-            self._checking.cancel()
+        await tasks.end(self._checking)
         if self._health is None:
             return
         if self._started:

@@ -1,7 +1,7 @@
 """A contract of the tests' own, what a generator would make of it, and what the tests need to talk to it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -219,6 +219,14 @@ class Waiting:
             self.cancelled.set()
             raise
 
+    def calls_until_begun(self) -> Iterator[None]:
+        """Has a brief call made again, up to one that is begun with before its time is over, as on a busy machine."""
+        for _ in range(50):
+            yield
+            if self.begun.is_set():
+                return
+        raise AssertionError("no call was begun with")
+
 
 class Endless:
     """A stream of 50 MB, which waits for its reader long before its end; tells how far it is, and when it stopped."""
@@ -261,5 +269,16 @@ async def refused(call: Any) -> grpc.aio.AioRpcError:
 
 
 async def soon(event: Awaitable[Any]) -> Any:
-    """What comes of a thing that must not take long; TimeoutError where it does."""
-    return await asyncio.wait_for(event, 3)
+    """What comes of a thing that must not take long."""
+    async with within(3, "what must not take long"):
+        return await event
+
+
+@asynccontextmanager
+async def within(seconds: float, what: str) -> AsyncIterator[None]:
+    """Fails where a promise is not kept in time, saying which; far longer than it takes where it is kept."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise AssertionError(f"in {seconds:g} s there was not: {what}") from None

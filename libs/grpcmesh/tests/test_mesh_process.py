@@ -13,6 +13,7 @@ import pytest
 _LIMIT = 20.0  # seconds
 _PROGRAM = """
 import asyncio
+import logging
 import structlog
 from grpcmesh import StartError, logs, run, stop_requested
 
@@ -101,3 +102,40 @@ def test_a_fault_is_one_line_of_json() -> None:
     assert (line["message"], line["level"], line["logger"]) == ("unhandled error", "error", "test")
     assert line["exception"][0]["exc_type"] == "ZeroDivisionError"
     assert line["exception"][0]["frames"][-1]["name"] == "main"
+
+
+def test_a_fault_is_logged_without_what_was_in_hand() -> None:
+    """The local variables of a fault may be a customer's, and stay out of the logs, whoever logs it."""
+    main = """
+        logs.configure("info")
+        secret = "sword" + "fish"
+        try:
+            1 / 0
+        except ZeroDivisionError as error:
+            structlog.get_logger("test").error("unhandled error", exc_info=error)
+            logging.getLogger("library").exception("unhandled error")
+    """
+    with process(main) as started:
+        _, stderr = started.communicate(timeout=_LIMIT)
+    assert len(stderr.splitlines()) == 2
+    assert stderr.count("ZeroDivisionError") == 2
+    assert "swordfish" not in stderr
+
+
+@pytest.mark.parametrize(("level", "logged"), [("warning", ["mine", "theirs"]), ("info", ["mine", "a word", "theirs"])])
+def test_no_more_is_logged_than_asked(level: str, logged: list[str]) -> None:
+    """The level holds for this process' own logs and those of its libraries; gRPC and Alembic are quieter."""
+    main = f"""
+        logs.configure("{level}")
+        log = structlog.get_logger("test")
+        log.warning("mine")
+        log.info("a word")
+        log.debug("chatter")
+        logging.getLogger("library").warning("theirs")
+        logging.getLogger("library").debug("chatter")
+        logging.getLogger("grpc").debug("chatter")
+        logging.getLogger("alembic").info("chatter")
+    """
+    with process(main) as started:
+        _, stderr = started.communicate(timeout=_LIMIT)
+    assert [json.loads(line)["message"] for line in stderr.splitlines()] == logged

@@ -17,11 +17,13 @@ from grpcmesh_tests.echo import (
     EchoRequest,
     EchoResponse,
     EchoStub,
+    Waiting,
     listening,
     meshed,
     refused,
     server_of,
     soon,
+    within,
 )
 from structlog.testing import capture_logs
 
@@ -88,7 +90,7 @@ async def test_a_new_authority_under_load_fails_no_call(write: Write, tmp_path: 
                 for folder in (echo, friend):
                     write(authority, folder, folder.name, trusted)
                 current = (friend / "tls.crt").read_bytes().decode()
-                async with asyncio.timeout(ROTATION_LIMIT):
+                async with within(ROTATION_LIMIT, "a call with the new certificate"):
                     while await confide() != current:
                         pass
             done.set()
@@ -119,7 +121,7 @@ async def test_files_that_do_not_fit_are_not_used(tmp_path: Path) -> None:
         for name in ("echo", "friend"):
             for file in ("tls.key", "ca.crt"):
                 (tmp_path / "next" / name / file).replace(tmp_path / name / file)
-        async with asyncio.timeout(ROTATION_LIMIT):
+        async with within(ROTATION_LIMIT, "a call with the new certificate"):
             while (await stub.Confide(EchoRequest())).text == before:
                 pass
 
@@ -141,6 +143,24 @@ async def test_a_call_that_has_begun_ends_where_it_began(tmp_path: Path) -> None
             await until(lambda: "certificates rotated" in str(logs))
         finish.set()
         assert (await soon(call)).text == "after all"
+
+
+async def test_a_closed_channel_ends_what_it_has_begun(tmp_path: Path) -> None:
+    """Once a channel is closed it looks at its certificates no more, and calls of before a rotation are cancelled."""
+    waiting = Waiting()
+    async with friendly(tmp_path, Say=waiting) as (address, _):
+        before = asyncio.all_tasks()
+        async with connect(address, SERVICE, workload(tmp_path / "friend")) as channel:
+            pass
+        assert asyncio.all_tasks() == before
+        async with connect(address, SERVICE, workload(tmp_path / "friend")) as channel:
+            call = EchoStub(channel).Say(EchoRequest())
+            await soon(waiting.begun.wait())
+            with capture_logs() as logs:
+                (tmp_path / "friend" / "tls.crt").touch()
+                await until(lambda: str(logs).count("certificates rotated") == 2)  # the other channel's as well
+        assert call.cancelled()
+        await soon(waiting.cancelled.wait())
 
 
 # What the tests above are made of.
@@ -183,6 +203,6 @@ async def friendly(folder: Path, **methods: Any) -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(ROTATION_LIMIT):
+    async with within(ROTATION_LIMIT, "what the test waits for"):
         while not condition():  # noqa: ASYNC110 # see below
             await asyncio.sleep(0.01)  # nothing tells that something was logged

@@ -24,6 +24,8 @@ from grpcmesh_tests.echo import (
     refused,
 )
 
+from tests.ports import free_port
+
 NOT_THIS_MACHINES = "192.0.2.1:0"  # RFC 5737
 NO_PORTS = ["127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:-1", "127.0.0.1:65536"]
 NO_HOSTS = ["", "8081", ":0"]
@@ -49,6 +51,15 @@ async def test_a_taken_port_is_refused() -> None:
     assert second.listen(address) == int(address.rpartition(":")[2])
     await second.start()
     await second.stop()
+
+
+async def test_nobody_shares_a_port() -> None:
+    """Neither port can be taken by another server that would share it, as gRPC's servers do by themselves."""
+    probes = f"127.0.0.1:{free_port()}"
+    async with listening(echo_server(), health=probes) as address:
+        for taken in (address, probes):
+            with pytest.raises(RuntimeError, match="Failed to bind"):
+                grpc.aio.server().add_insecure_port(taken)
 
 
 @pytest.mark.parametrize("started", [True, False])

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpcmesh import Refusal, Workload, refusal_of
+from grpcmesh import Refusal, StartError, Workload, refusal_of
 from grpcmesh_tests.echo import (
     NOT_SERVING,
     SERVING,
@@ -21,6 +21,7 @@ from grpcmesh_tests.echo import (
     plain,
     refused,
     soon,
+    unary_and_stream,
     watching,
 )
 
@@ -36,7 +37,7 @@ async def test_a_stop_loses_no_call() -> None:
             await finish.wait()
         return EchoResponse(text=request.text)
 
-    server = echo_server(drain=0.3, grace=2, **every_method(waiting) | {"Say": say})
+    server = echo_server(drain=1, grace=2, **every_method(waiting) | {"Say": say})
     # A channel of the mesh heeds the health and sends new calls to another replica, of which there is none here.
     async with listening(server) as address, plain(address) as stub:
         slow = asyncio.ensure_future(stub.Say(EchoRequest(text="slow")))
@@ -86,8 +87,47 @@ async def test_the_grace_ends() -> None:
 
 async def test_watchers_of_health_do_not_hold_up_a_stop() -> None:
     """A health watch, which never ends by itself, is no call that a stop waits for."""
-    server = echo_server(grace=2)
+    server = echo_server(grace=10)
     async with listening(server) as address, watching(address) as status:
         assert await status() == SERVING
-        async with asyncio.timeout(1):
-            await server.stop()
+        await soon(server.stop())
+
+
+async def test_the_environment_says_how_long_a_drain_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MESH_DRAIN is the drain in seconds, half a second where it is not set; what is no number is told in one line."""
+    monkeypatch.setenv("MESH_DRAIN", "7.5")
+    assert Workload.from_environment("echo").drain == 7.5
+    monkeypatch.delenv("MESH_DRAIN")
+    assert Workload.from_environment("echo").drain == 0.5
+    monkeypatch.setenv("MESH_DRAIN", "a while")
+    with pytest.raises(StartError, match=r"^MESH_DRAIN is a number of seconds, not 'a while'$"):
+        Workload.from_environment("echo")
+
+
+async def test_a_stopped_server_leaves_no_task() -> None:
+    """Whatever a server has begun by itself is over when its stop is."""
+    before = asyncio.all_tasks()
+    checking = Waiting()
+    server = echo_server(check=lambda: checking(None, None))
+    async with listening(server) as address, meshed(address):
+        await soon(checking.begun.wait())
+    assert asyncio.all_tasks() == before
+
+
+@unary_and_stream
+async def test_a_closed_channel_leaves_no_task(method: str) -> None:
+    """A handler that a channel inside the process has begun is over when the channel is closed."""
+    before, waiting = asyncio.all_tasks(), Waiting()
+
+    async def slow_to_end(request: Any, context: Any) -> None:
+        try:
+            await waiting(request, context)
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    async with echo_server(**every_method(slow_to_end)).channel(Workload("caller")) as channel:
+        getattr(EchoStub(channel), method)(EchoRequest())
+        await soon(waiting.begun.wait())
+    assert asyncio.all_tasks() == before
+    assert waiting.cancelled.is_set()

@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -13,7 +11,6 @@ from delivery.domain import Address, DeliveryIdTaken, DeliveryState, Fleet, NotC
 from delivery.schema import changes
 from delivery.store import Store, open_store
 from sqlalchemy import NullPool, create_engine
-from sqlalchemy.exc import IntegrityError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TRIP = timedelta(seconds=600)
@@ -121,21 +118,6 @@ async def test_replicas_drive_as_one(store: Store, database_url: str) -> None:
 
 
 @ON_POSTGRES
-async def test_one_of_many_replicas_takes_an_id(store: Store, database_url: str) -> None:
-    """Of two addresses scheduled with one id at once, by both replicas, one is stored and the other refused."""
-    delivery_id = str(uuid4())
-    async with open_store(database_url) as other:
-        schedules = [
-            replica.schedule(FLEET.delivery(delivery_id, address, NOW))
-            for replica in (store, other)
-            for address in (HOME, Address("2 Main St", "Springfield", "")) * 2
-        ]
-        answers = await asyncio.gather(*schedules, return_exceptions=True)
-    stored = await store.get(delivery_id)
-    assert [answer for answer in answers if not isinstance(answer, DeliveryIdTaken)] == [stored] * 4
-
-
-@ON_POSTGRES
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 async def test_a_reader_skips_no_change_that_commits_late(store: Store, database_url: str, end: str) -> None:
     """While an earlier number's transaction is open, the feed waits for it; then it goes on, with it or without."""
@@ -169,18 +151,6 @@ async def test_a_feed_tells_what_other_replicas_store(store: Store, database_url
         waiting = asyncio.ensure_future(anext(feed))
         parcel = await schedule(other)
         assert (await waiting).value.delivery_id == parcel
-
-
-async def test_deliveries_share_a_commit_and_fail_alone(store: Store) -> None:
-    """Of deliveries scheduled at once, one that the database refuses is refused alone; the others are stored."""
-    bad: Any = None
-    parcels = [FLEET.delivery(str(uuid4()), HOME, NOW) for _ in range(20)]
-    parcels[7] = replace(parcels[7], traceparent=bad)
-    answers = await asyncio.gather(*map(store.schedule, parcels), return_exceptions=True)
-    assert isinstance(answers[7], IntegrityError)
-    del answers[7], parcels[7]
-    assert answers == parcels
-    assert [await store.get(parcel.delivery_id) for parcel in parcels] == parcels
 
 
 async def test_an_address_is_stored_as_it_is(store: Store) -> None:

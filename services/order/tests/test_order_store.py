@@ -1,22 +1,20 @@
 """Orders as they are stored, by one replica or by several that share a database."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 from grpcmesh import StartError
-from order.domain import Address, Line, Menu, MenuItem, Money, Order, OrderIdTaken, OrderState, Preparation, Step
+from order.domain import Address, Line, Menu, MenuItem, Money, Order, OrderState, Preparation, Step
 from order.schema import orders
 from order.store import FeedLost, Store, open_store
-from txstore import StoreOverloaded, StoreUnavailable
+from txstore import StoreUnavailable
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -55,56 +53,6 @@ def store(replicas: list[Store]) -> Store:
     return replicas[0]
 
 
-@contextmanager
-def commits() -> Iterator[Counter[str]]:
-    """Counts what ends transactions meanwhile."""
-    seen: Counter[str] = Counter()
-
-    def count(_: sa.Connection) -> None:
-        seen["commits"] += 1
-
-    sa.event.listen(sa.Engine, "commit", count)
-    try:
-        yield seen
-    finally:
-        sa.event.remove(sa.Engine, "commit", count)
-
-
-async def test_replicas_sign_alike(replicas: list[Store]) -> None:
-    """Whoever starts first, both have the one key of their database."""
-    assert replicas[0].key == replicas[1].key
-
-
-async def test_many_orders_share_a_commit(store: Store) -> None:
-    """A hundred orders placed at once are all stored, with far fewer commits than orders."""
-    placed = [new() for _ in range(100)]
-    with commits() as seen:
-        assert await asyncio.gather(*map(store.place, placed)) == placed
-    assert 0 < seen["commits"] <= 20
-    assert [await store.get(order.order_id) for order in placed] == placed
-
-
-async def test_what_was_answered_is_seen_by_all(replicas: list[Store]) -> None:
-    """Each order that was answered, another connection finds at that very moment."""
-
-    async def place_and_find(order: Order) -> None:
-        await replicas[0].place(order)
-        assert await replicas[1].get(order.order_id) == order
-
-    await asyncio.gather(*(place_and_find(new()) for _ in range(50)))
-
-
-async def test_a_row_that_fails_fails_alone(store: Store) -> None:
-    """Among orders placed at once, one that the database refuses is refused, and all others are stored."""
-    placed = [new() for _ in range(20)]
-    bad: Any = None
-    placed[7] = replace(placed[7], failure=bad)
-    answers = await asyncio.gather(*map(store.place, placed), return_exceptions=True)
-    assert isinstance(answers[7], sa.exc.IntegrityError)
-    assert [*answers[:7], *answers[8:]] == [*placed[:7], *placed[8:]]
-    assert len(await store.list_orders("ada", 100, None)) == 19
-
-
 async def test_a_move_that_fails_fails_alone(store: Store) -> None:
     """Among moves made at once, one that raises stores nothing, and all others are stored."""
     placed = await asyncio.gather(*(store.place(new()) for _ in range(5)))
@@ -119,15 +67,22 @@ async def test_a_move_that_fails_fails_alone(store: Store) -> None:
     assert states == [OrderState.CANCELLED] * 4 + [OrderState.PLACED]
 
 
-async def test_one_of_many_takes_an_id(replicas: list[Store]) -> None:
-    """Of two contents placed with one id at once, by both replicas, one is stored and the other refused."""
-    order_id = str(uuid4())
-    places = [replica.place(new(order_id=order_id, quantity=n)) for replica in replicas for n in (1, 2, 1, 2)]
-    answers = await asyncio.gather(*places, return_exceptions=True)
-    stored = await replicas[0].get(order_id)
-    assert [answer for answer in answers if not isinstance(answer, OrderIdTaken)] == [stored] * 4
-    async with aclosing(replicas[1].watch(order_id)) as watch:
-        assert await anext(watch) == stored
+async def test_news_that_fail_stay_unread(store: Store) -> None:
+    """Where a move raises, neither it nor how far its feed was read is stored, also beside moves that are."""
+    order, other = await store.place(new()), await store.place(new())
+    assert await store.take_feed("kitchen", NOW, LATER) == ""
+
+    def refuse(_: Order) -> Order:
+        raise ValueError("no")
+
+    failed, moved = await asyncio.gather(
+        store.update(order.order_id, refuse, feed="kitchen", token=TOKEN),
+        store.update(other.order_id, attempted),
+        return_exceptions=True,
+    )
+    assert isinstance(failed, ValueError)
+    assert moved == attempted(other)
+    assert await store.take_feed("kitchen", NOW, LATER) == ""
 
 
 async def test_no_move_is_lost(replicas: list[Store]) -> None:
@@ -217,16 +172,6 @@ async def test_text_is_stored_as_it_is(store: Store, text: str) -> None:
     await store.take_feed("kitchen", NOW, NOW + LEASE)
     await store.update(order.order_id, lambda order: order, feed="kitchen", token=text)
     assert await store.take_feed("kitchen", NOW, NOW + LEASE) == text
-
-
-async def test_more_than_can_be_done_is_refused_at_once(store: Store) -> None:
-    """Of very many orders at once some are refused as too many; all that were not are stored."""
-    placed = [new() for _ in range(1200)]
-    answers = await asyncio.gather(*map(store.place, placed), return_exceptions=True)
-    refused = [answer for answer in answers if isinstance(answer, Exception)]
-    assert 0 < len(refused) < len(placed)
-    assert {type(answer) for answer in refused} == {StoreOverloaded}
-    assert len(await store.list_orders("ada", 2000, None)) == len(placed) - len(refused)
 
 
 @ON_POSTGRES
