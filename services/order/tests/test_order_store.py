@@ -67,6 +67,24 @@ async def test_a_move_that_fails_fails_alone(store: Store) -> None:
     assert states == [OrderState.CANCELLED] * 4 + [OrderState.PLACED]
 
 
+async def test_news_that_fail_stay_unread(store: Store) -> None:
+    """Where a move raises, neither it nor how far its feed was read is stored, also beside moves that are."""
+    order, other = await store.place(new()), await store.place(new())
+    assert await store.take_feed("kitchen", NOW, LATER) == ""
+
+    def refuse(_: Order) -> Order:
+        raise ValueError("no")
+
+    failed, moved = await asyncio.gather(
+        store.update(order.order_id, refuse, feed="kitchen", token=TOKEN),
+        store.update(other.order_id, attempted),
+        return_exceptions=True,
+    )
+    assert isinstance(failed, ValueError)
+    assert moved == attempted(other)
+    assert await store.take_feed("kitchen", NOW, LATER) == ""
+
+
 async def test_no_move_is_lost(replicas: list[Store]) -> None:
     """Moves of one order made at once, by both replicas, each build on the one before."""
     order = await replicas[0].place(new())
