@@ -57,10 +57,14 @@ class Postgres:
         with (self.folder / "postgres.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", start_new_session=True)
         end = time.monotonic() + _START_LIMIT
-        while not self._takes_connections():
-            assert time.monotonic() < end, (self.folder / "postgres.log").read_text()
-            assert self._process.poll() is None, (self.folder / "postgres.log").read_text()
-            time.sleep(0.02)  # another process comes up, and offers no way to be told of it
+        try:
+            while not self._takes_connections():
+                assert time.monotonic() < end, (self.folder / "postgres.log").read_text()
+                assert self._process.poll() is None, (self.folder / "postgres.log").read_text()
+                time.sleep(0.02)  # another process comes up, and offers no way to be told of it
+        except BaseException:  # what has started would be left to nobody
+            self.stop()
+            raise
 
     def kill(self) -> None:
         """SIGKILLs every process of it."""

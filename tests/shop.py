@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
 
+from tests.logs import faults
 from tests.ports import free_port
 from tests.postgres import Databases, Postgres
 from tools.certs import Authority
@@ -70,7 +71,11 @@ class Shop:
         self._own = environment
         self.environments: dict[str, dict[str, str]] = {}
         """What a service alone has in its environment."""
+        self.expected: list[str] = []
+        """Words of the faults that a test provokes; any other that is logged fails the test."""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        """Those that run, unless they have ended by themselves."""
+        self._launched: set[str] = set()
 
     def certificates(self, service: str) -> Path:
         return self.folder / "certificates" / service
@@ -108,6 +113,7 @@ class Shop:
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen([sys.executable, "-m", service], env=environment, stderr=log)
         self.processes[name] = process
+        self._launched.add(name)
         return process
 
     async def start(self, *services: str) -> None:
@@ -144,36 +150,48 @@ class Shop:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def kill(self, *services: str) -> None:
-        """SIGKILLs services, all of them unless named."""
-        for service in services or self.services:
+        """SIGKILLs services, all that run unless named."""
+        for service in services or tuple(self.processes):
             process = self.processes.pop(service)
             process.kill()
             process.wait()
 
     def stop(self) -> None:
-        """Stops whatever runs, gracefully."""
+        """Stops whatever runs, gracefully; raises AssertionError where one did not end well or has logged a fault."""
+        wrong = self._end()
+        assert not wrong, "\n".join(wrong)
+
+    def _end(self) -> list[str]:
+        """Stops whatever runs, and returns what was wrong with it."""
+        wrong = []
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
+        for name, process in self.processes.items():
             try:
                 process.wait(_STOP_LIMIT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.returncode != 0:
+                wrong.append(f"{name} ended with {process.returncode}")
         self.processes.clear()
+        for name in sorted(self._launched):
+            wrong += [f"{name}: {line:.500}" for line in faults(self.folder / f"{name}.log", self.expected)]
+        return wrong
 
     async def __aenter__(self) -> "Shop":
         try:
             await self.start()
-        except BaseException:
-            self.stop()
+        except BaseException:  # what has started would be left to nobody
+            self.kill()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        wrong = self._end()
+        assert error is not None or not wrong, "\n".join(wrong)
 
 
 def customer(shop: Shop) -> AbstractAsyncContextManager["Customer"]:

@@ -1,15 +1,19 @@
 """Makes a development CA and a certificate for each workload: `python tools/certs.py FOLDER WORKLOAD...`
 
 FOLDER/WORKLOAD holds tls.crt, tls.key and ca.crt, as a Kubernetes TLS secret does. A certificate names its workload by
-a SPIFFE id. What is there and holds for another week is left alone.
+a SPIFFE id. Files that fit each other and hold for another week are left alone. Where those of one workload do not, all
+are made again, or none: the key of the CA that they trust is kept nowhere.
 """
 
+import os
 import sys
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -17,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 TRUST_DOMAIN = "pizza.local"
 _VALID = timedelta(days=90)
 _RENEW = timedelta(days=7)
+_USAGES = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
 class Authority:
@@ -49,16 +54,15 @@ class Authority:
         """A certificate for a workload and its key, as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [
-            x509.UniformResourceIdentifier(f"spiffe://{TRUST_DOMAIN}/{workload}"),
+            x509.UniformResourceIdentifier(_spiffe_id(workload)),
             x509.DNSName(workload),
             x509.DNSName("localhost"),
             x509.IPAddress(ip_address("127.0.0.1")),
         ]
-        usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (
             _builder(workload, self._certificate.subject.rfc4514_string().removeprefix("CN="), key.public_key())
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(_USAGES), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
         )
@@ -72,9 +76,14 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in {"tls.crt": certificate, "tls.key": key, "ca.crt": trusted or self.pem}.items():
             fresh = folder / f".{name}"
-            fresh.touch(mode=0o600)
+            fresh.unlink(missing_ok=True)  # or it keeps the rights that it has
+            fresh.touch(mode=0o600, exist_ok=False)
             fresh.write_bytes(content)
             fresh.replace(folder / name)
+
+
+def _spiffe_id(workload: str) -> str:
+    return f"spiffe://{TRUST_DOMAIN}/{workload}"
 
 
 def _builder(subject: str, issuer: str, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
@@ -90,20 +99,37 @@ def _builder(subject: str, issuer: str, key: ec.EllipticCurvePublicKey) -> x509.
     )
 
 
-def _lasts(folder: Path) -> bool:
+def _trusted(folder: Path, workload: str) -> bytes | None:
+    """The CA of a workload whose files fit each other and hold for another week; None where they do not."""
     try:
         certificate = x509.load_pem_x509_certificate((folder / "tls.crt").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return certificate.not_valid_after_utc > datetime.now(UTC) + _RENEW
+        key = serialization.load_pem_private_key((folder / "tls.key").read_bytes(), None)
+        ca = (folder / "ca.crt").read_bytes()
+        authority = x509.load_pem_x509_certificate(ca)
+        certificate.verify_directly_issued_by(authority)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        return None
+    fits = key.public_key() == certificate.public_key() and set(_USAGES) <= set(usages)
+    named = names.get_values_for_type(x509.UniformResourceIdentifier) == [_spiffe_id(workload)]
+    ends = min(certificate.not_valid_after_utc, authority.not_valid_after_utc)
+    return ca if fits and named and ends > datetime.now(UTC) + _RENEW else None
 
 
 def main(folder: Path, workloads: list[str]) -> None:
-    if all(_lasts(folder / workload) for workload in workloads):
+    trusted = {_trusted(folder / workload, workload) for workload in workloads}
+    if len(trusted) == 1 and None not in trusted:
         return
+    os.umask(0o077)
+    folder.mkdir(parents=True, exist_ok=True)
     authority = Authority()
-    for workload in workloads:
-        authority.write(folder / workload, workload)
+    with TemporaryDirectory(dir=folder) as fresh:
+        for workload in workloads:
+            authority.write(Path(fresh, workload), workload)
+            (folder / workload).mkdir(exist_ok=True)
+        for file in Path(fresh).glob("*/*"):
+            file.replace(folder / file.relative_to(fresh))
     print(f"certificates for {', '.join(workloads)} in {folder}/", file=sys.stderr)
 
 

@@ -17,6 +17,8 @@ from tests.shop import Shop
 _PATIENCE = 90.0  # seconds in which some order must be settled
 _AFTERMATH = 60.0  # seconds in which some order must end, once nothing is killed any more
 _LOOK = 0.2  # seconds
+_AWAY = ("StoreUnavailable", "StoreOverloaded", "not serving: the check fails", "cannot use the database")
+"""What services may log as a fault while their database is away."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ async def run(
     `postgres` is where the shop stores, and a victim too; `progress` hears how many orders are settled.
     """
     begin, ledger = time.monotonic(), Ledger()
+    if postgres is not None:
+        shop.expected += _AWAY
     async with shop:
         victims = [*shop.processes, *([POSTGRES] if postgres else [])]
         nemesis = Nemesis(shop, postgres, ledger, plan(seed, victims, orders, kills))

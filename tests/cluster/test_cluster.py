@@ -21,6 +21,7 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpcmesh import refusal_of
 from grpcmesh.contract import ANYONE, service_methods
 from order.clients import DELIVERY, KITCHEN
 from pizza.order.v1 import order_service_pb2 as pb
@@ -241,8 +242,11 @@ def cancelled_while_ready(shop: Any) -> bool:
         return False
     try:
         shop.CancelOrder(pb.CancelOrderRequest(order_id=waiting))
-    except grpc.RpcError:  # the courier was faster
-        return False
+    except grpc.RpcError as error:
+        refusal = refusal_of(error)
+        if refusal is None or (refusal.domain, refusal.reason) != ("order.pizza", "NOT_CANCELLABLE"):
+            raise
+        return False  # the courier was faster
     return until(shop, waiting, "CANCELLED", "DELIVERED") == "CANCELLED"
 
 

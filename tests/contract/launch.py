@@ -6,18 +6,20 @@ of ours. It gets the same environment, and is judged by the same tests.
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.logs import faults
 from tests.ports import free_port
 from tests.postgres import Databases
 from tools.certs import Authority
@@ -29,6 +31,8 @@ COMMANDS = {
     service: shlex.split(os.environ.get(f"CONTRACT_{service.upper()}_COMMAND", f"{sys.executable} -m {service}"))
     for service in ("order", "kitchen", "delivery")
 }
+FOREIGN = {service for service in COMMANDS if f"CONTRACT_{service.upper()}_COMMAND" in os.environ}
+"""Those of another implementation, which logs as it likes."""
 ENVIRONMENTS = {
     "order": {
         "ORDER_LISTEN": "{address}",
@@ -76,6 +80,11 @@ class Running:
     address: str
     process: "subprocess.Popen[bytes]"
     channel: grpc.Channel
+    log: Path
+    log_begins: int
+    """Where in the file: before, there may be another process's."""
+    expected: list[str] = field(default_factory=list)
+    """Words of the faults that a test provokes; any other that is logged fails the test."""
 
     @property
     def ended(self) -> bool:
@@ -102,6 +111,14 @@ class Running:
         self.process.kill()
         self.process.wait()
 
+    def check(self) -> None:
+        """Ends it unless it has ended; raises AssertionError where it did not end well or has logged a fault."""
+        status = self.process.returncode if self.ended else self.terminate()
+        assert status in (0, -signal.SIGKILL), f"{self.service} ended with {status}"
+        if self.service not in FOREIGN:
+            wrong = [f"{line:.500}" for line in faults(self.log, self.expected, self.log_begins)]
+            assert not wrong, "\n".join(wrong)
+
 
 @contextmanager
 def running(service: str, folder: Path, tls: bool | None = None, /, **environment: str) -> Iterator[Running]:
@@ -116,6 +133,7 @@ def running(service: str, folder: Path, tls: bool | None = None, /, **environmen
             eventually(started.settled, _LIMIT)
             if not started.ended:
                 yield started
+                started.check()
                 return
         raise AssertionError((folder / f"{service}.log").read_text())
 
@@ -124,14 +142,15 @@ def _start(service: str, folder: Path, secure: bool, environment: Mapping[str, s
     address = f"127.0.0.1:{free_port()}"
     own = {"address": address, "database": DATABASES.url(service, folder)}
     settings = {name: value.format(**own) for name, value in ENVIRONMENTS[service].items()}
-    log = end.enter_context((folder / f"{service}.log").open("ab"))
+    log = folder / f"{service}.log"
+    written = end.enter_context(log.open("ab"))
     if secure:
         settings |= {"MESH_CERTIFICATES": str(folder / "certificates"), "ORDER_TLS": "true"}
         AUTHORITY.write(folder / "certificates", service)
     settings |= {"MESH_CHECK_ANSWERS": "true"} | dict(environment)
-    process = subprocess.Popen(COMMANDS[service], env=os.environ | settings, stderr=log)
-    channel = connect(address, service, "order") if secure else connect(address)
-    started = Running(service, address, process, end.enter_context(channel))
+    channel = end.enter_context(connect(address, service, "order") if secure else connect(address))
+    process = subprocess.Popen(COMMANDS[service], env=os.environ | settings, stderr=written)
+    started = Running(service, address, process, channel, log, written.tell())
     end.callback(started.terminate)
     return started
 

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 from uuid import uuid4
 
 import grpc
@@ -21,6 +23,7 @@ from tests.contract.contract import (
     methods,
     reasons,
     refusal_of,
+    refuse,
     refused,
 )
 from tests.contract.launch import Running, connect, running
@@ -35,7 +38,29 @@ ADMITTED = "admitted"
 UNKNOWN = "UNAUTHENTICATED, CALLER_UNKNOWN"
 NOT_ALLOWED = "PERMISSION_DENIED, CALLER_NOT_ALLOWED"
 NO_CONNECTION = "no connection"
-BUSY = {"TIMEOUT", "STORE_UNAVAILABLE"}  # what a slow machine may answer instead, to whom it has admitted
+ADMITTED_WITH = {
+    "ListMenuItems": None,
+    "PlaceOrder": None,
+    "GetOrder": "ORDER_NOT_FOUND",
+    "ListOrders": "BAD_PAGE_TOKEN",
+    "CancelOrder": "ORDER_NOT_FOUND",
+    "WatchOrder": "ORDER_NOT_FOUND",
+    "SubmitTicket": None,
+    "GetTicket": "TICKET_NOT_FOUND",
+    "CancelTicket": "TICKET_NOT_FOUND",
+    "WatchTickets": "BAD_RESUME_TOKEN",
+    "ScheduleDelivery": None,
+    "GetDelivery": "DELIVERY_NOT_FOUND",
+    "CancelDelivery": "DELIVERY_NOT_FOUND",
+    "WatchDeliveries": "BAD_RESUME_TOKEN",
+}
+"""What comes of the example of each method once its caller is admitted: a response, or its service's own reason.
+
+Nothing else counts: a service that fails, or is not there, has admitted nobody.
+"""
+BUSY = {"DEADLINE_EXCEEDED, TIMEOUT", "UNAVAILABLE, STORE_UNAVAILABLE"}
+"""What a slow machine may say at first; it is asked again."""
+_TRIES = 5
 HEAD = f"""\
 <!-- Written by tests/contract/test_callers.py: UPDATE_DOCS=1 pytest tests/contract/test_callers.py -->
 # Who may call what
@@ -73,7 +98,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[tuple
 def answers(services: Mapping[tuple[str, bool], Running]) -> Answers:
     """What everyone is answered by every method."""
     return {
-        (method, caller): answer_of(services[method.service, caller != PLAIN_TEXT], method, caller)
+        (method, caller): answer_of(services[method.service, caller != PLAIN_TEXT], method, caller, example(method))
         for method in methods()
         for caller in CALLERS
     }
@@ -104,10 +129,44 @@ def test_who_is_not_admitted_does_nothing(kind: Kind, services: Mapping[tuple[st
     assert others
     for caller in others:
         request = example(submit)
-        with channel_to(service, caller, submit) as channel, pytest.raises(grpc.RpcError):
-            call(channel, submit, request.SerializeToString())
+        assert answer_of(service, submit, caller, request) == expected(submit, caller)
         thing_id = getattr(request, kind.id)
         assert refused(Provider(kind, service.channel).get, thing_id).why == kind.why("{}_NOT_FOUND")
+
+
+@pytest.mark.no_store
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "INTERNAL, INTERNAL",
+        "UNAVAILABLE, STORE_UNAVAILABLE",
+        "UNAVAILABLE, DRAINING",
+        "DEADLINE_EXCEEDED, TIMEOUT",
+        "ALREADY_EXISTS, TICKET_ID_TAKEN",
+        "INTERNAL, no reason",
+        "NOT_FOUND, no reason",
+    ],
+)
+def test_a_service_that_fails_has_admitted_nobody(failure: str) -> None:
+    """What GetTicket has no reason to answer is shown as it is, and is not taken for admission."""
+    code, reason = failure.split(", ")
+    whys = {reason: (domain, reason) for domain, reason in reasons()}
+
+    def fail(_: bytes, context: grpc.ServicerContext) -> NoReturn:
+        if reason in whys:
+            refuse(context, whys[reason])
+        context.abort(grpc.StatusCode[code], "")
+
+    (method,) = (method for method in methods() if str(method) == "GetTicket")
+    _, service, name = method.path.split("/")
+    handler = grpc.method_handlers_generic_handler(service, {name: grpc.unary_unary_rpc_method_handler(fail)})
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers([handler])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert answer_in_words(channel, method, "order", example(method)) == failure
+    server.stop(None)
 
 
 def expected(method: Method, caller: str) -> str:
@@ -117,23 +176,31 @@ def expected(method: Method, caller: str) -> str:
     return {FOREIGN: NO_CONNECTION, NOBODY: NO_CONNECTION, PLAIN_TEXT: UNKNOWN}.get(caller, NOT_ALLOWED)
 
 
-def answer_of(service: Running, method: Method, caller: str) -> str:
+def answer_of(service: Running, method: Method, caller: str, request: Message) -> str:
     """What a caller is answered."""
+    with channel_to(service, caller, method) as channel:
+        for _ in range(_TRIES):
+            answer = answer_in_words(channel, method, caller, request)
+            if answer not in BUSY:
+                break
+    return answer
+
+
+def answer_in_words(channel: grpc.Channel, method: Method, caller: str, request: Message) -> str:
+    """ADMITTED, NO_CONNECTION, or the status and reason of a refusal, or what else came."""
     try:
-        with channel_to(service, caller, method) as channel:
-            call(channel, method, example(method).SerializeToString())
+        call(channel, method, request.SerializeToString())
     except grpc.RpcError as error:
-        return refusal_in_words(error, service, caller)
-    return ADMITTED
+        return refusal_in_words(error, method, caller)
+    return ADMITTED if ADMITTED_WITH[str(method)] is None else "a response"
 
 
-def refusal_in_words(error: grpc.RpcError, service: Running, caller: str) -> str:
-    """A refusal of the service's own comes after its caller was admitted."""
+def refusal_in_words(error: grpc.RpcError, method: Method, caller: str) -> str:
     assert isinstance(error, grpc.Call)
-    if error.code() is grpc.StatusCode.UNAVAILABLE and rpc_status.from_call(error) is None:
-        return NO_CONNECTION
+    if rpc_status.from_call(error) is None:
+        return NO_CONNECTION if error.code() is grpc.StatusCode.UNAVAILABLE else f"{error.code().name}, no reason"
     refusal = refusal_of(error)
-    if refusal.domain == domain_of(service.service) or refusal.reason in BUSY:
+    if refusal.why == (domain_of(method.service), ADMITTED_WITH[str(method)]):
         return ADMITTED
     assert refusal.metadata == ({"caller": caller} if refusal.reason == "CALLER_NOT_ALLOWED" else {})
     return f"{reasons()[refusal.why].name}, {refusal.reason}"

@@ -320,6 +320,7 @@ def test_a_poisoned_order_is_set_aside(
     poisoned = str(uuid4())
     fake_kitchen.poisonous.add(poisoned)
     with running("order", tmp_path, **targets, ORDER_GIVE_UP_AFTER="0.5") as order:
+        order.expected.append("step failed")
         shop = Shop(order, fake_kitchen, fake_delivery)
         shop.place([("margherita", 1)], order_id=poisoned)
         shop.fulfil(shop.new())

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_status import rpc_status
 from pizza.order.v1 import order_service_pb2 as pb
 
 from tests.contract.contract import CALL_LIMIT, SERVICES, refused, service_name
@@ -52,6 +53,7 @@ def test_health_is_told_by_name(service: str, channel: grpc.Channel) -> None:
         health(channel).Check(asked_for("pizza.oven.v1.OvenService"))
     assert isinstance(error.value, grpc.Call)
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
+    assert rpc_status.from_call(error.value) is None, "it is gRPC's health check that says so, and gives no reason"
     unknown = next(health(channel).Watch(asked_for("pizza.oven.v1.OvenService"), timeout=CALL_LIMIT))
     assert status(unknown) == "SERVICE_UNKNOWN"
 

@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+from grpc_status import rpc_status
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,3 +92,4 @@ def test_there_are_no_other_methods(method: Method, channel: grpc.Channel) -> No
         channel.unary_unary(f"{method.path}s", bytes, bytes)(b"")
     assert isinstance(refused.value, grpc.Call)
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert rpc_status.from_call(refused.value) is None, "gRPC itself says so, and gives no reason"

@@ -67,9 +67,11 @@ async def test_restarts_lose_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 await kitchen.start("kitchen")
                 await both_answer()
             done.set()
-    finally:
         for kitchen in kitchens:
             await asyncio.to_thread(kitchen.stop)
+    finally:
+        for kitchen in kitchens:
+            kitchen.kill()
     print(f"{2 * RESTARTS} restarts, {answered.total()} calls answered, {len(failures)} failed")
     assert failures == []
 

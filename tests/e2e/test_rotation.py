@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from grpcmesh import Certificates, Workload, connect
+from grpcmesh import Certificates, Workload, connect, refusal_of
 from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceStub
 
@@ -47,19 +47,20 @@ async def test_a_new_authority_disturbs_no_order(tmp_path: Path) -> None:
             closing_time.set()
         complaints = ("postponed", "away", "failed", "cannot")
         assert [complaint for complaint in complaints if complaint in log(shop)[open_since:]] == []
-        assert await answer_of_the_kitchen(shop, new) is grpc.StatusCode.NOT_FOUND
-        assert await answer_of_the_kitchen(shop, shop.authority) is grpc.StatusCode.UNAVAILABLE
+        assert await answer_of_the_kitchen(shop, new) == (grpc.StatusCode.NOT_FOUND, "TICKET_NOT_FOUND")
+        assert await answer_of_the_kitchen(shop, shop.authority) == (grpc.StatusCode.UNAVAILABLE, None)
 
 
-async def answer_of_the_kitchen(shop: Shop, authority: Authority) -> grpc.StatusCode:
-    """What it answers to the order service with a certificate of this CA, which trusts it."""
+async def answer_of_the_kitchen(shop: Shop, authority: Authority) -> tuple[grpc.StatusCode, str | None]:
+    """The status and reason that it answers to the order service with a certificate of this CA, which trusts it."""
     folder = shop.folder / "late"
     authority.write(folder, "order", (shop.certificates("order") / "ca.crt").read_bytes())
     target = f"127.0.0.1:{shop.ports['kitchen']}"
     async with connect(target, KITCHEN, Workload("order", Certificates(folder))) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await KitchenServiceStub(channel).GetTicket(kitchen_pb.GetTicketRequest(ticket_id=str(uuid4())))
-    return refused.value.code()
+    refusal = refusal_of(refused.value)
+    return refused.value.code(), refusal.reason if refusal else None
 
 
 def log(shop: Shop) -> str:

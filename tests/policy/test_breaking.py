@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from buf.validate import validate_pb2
+from google.protobuf import text_format
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
@@ -18,10 +19,38 @@ from mesh.v1 import policy_pb2
 from pizza.kitchen.v1 import kitchen_service_pb2
 
 Change = Callable[[FileDescriptorProto], object]
+BOX = """
+  name: "Box"
+  field {
+    name: "labels" number: 1 label: LABEL_REPEATED type: TYPE_STRING
+    options { [buf.validate.field] { repeated { max_items: 5 items { string { max_len: 9 } } } } }
+  }
+  field {
+    name: "lids" number: 2 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: ".pizza.kitchen.v1.Box.LidsEntry"
+    options { [buf.validate.field] { map { keys { string { max_len: 9 } } values { int32 { gte: 1 } } } } }
+  }
+  nested_type {
+    name: "LidsEntry" options { map_entry: true }
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_INT32 }
+  }
+  nested_type {
+    name: "Slot"
+    nested_type {
+      name: "Topping"
+      field {
+        name: "size" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING
+        options { [buf.validate.field] { string { in: "small" in: "large" } } }
+      }
+      field { name: "sauce" number: 2 label: LABEL_OPTIONAL type: TYPE_STRING }
+    }
+  }
+"""
+"""What the kitchen's contract does without: rules of messages inside messages, of lists, of maps, of allowed values."""
 
 
 def revision(change: Change = lambda _: None) -> Contract:
-    """The kitchen's contract with a change, in a revision of its own."""
+    """The kitchen's contract and a box, with a change, in a revision of its own."""
     files: dict[str, FileDescriptorProto] = {}
 
     def collect(file: FileDescriptor) -> None:
@@ -30,7 +59,9 @@ def revision(change: Change = lambda _: None) -> Contract:
         files.setdefault(file.name, FileDescriptorProto.FromString(file.serialized_pb))
 
     collect(kitchen_service_pb2.DESCRIPTOR)
-    change(files[kitchen_service_pb2.DESCRIPTOR.name])
+    kitchen = files[kitchen_service_pb2.DESCRIPTOR.name]
+    text_format.Parse(BOX, kitchen.message_type.add())
+    change(kitchen)
     return Contract(FileDescriptorSet(file=files.values()))
 
 
@@ -64,6 +95,20 @@ def idempotency(level: MethodOptions.IdempotencyLevel.ValueType, attempts: int) 
 
 def set_rule(owner: str, name: str, kind: str, rule: str, value: object) -> Change:
     return lambda file: setattr(getattr(rules(file, owner, name), kind), rule, value)
+
+
+def box(file: FileDescriptorProto, name: str) -> validate_pb2.FieldRules:
+    """The rules of a field of the box, or of the topping in a slot of it."""
+    outer = message(file, "Box")
+    fields = [*outer.field, *outer.nested_type[1].nested_type[0].field]
+    return next(field for field in fields if field.name == name).options.Extensions[validate_pb2.field]
+
+
+def sizes(*allowed: str) -> Change:
+    def change(file: FileDescriptorProto) -> None:
+        getattr(box(file, "size").string, "in")[:] = allowed
+
+    return change
 
 
 def add_cel(file: FileDescriptorProto) -> None:
@@ -113,6 +158,46 @@ BREAKING: dict[str, tuple[Change, str]] = {
         "pizza.kitchen.v1.WatchTicketsRequest.resume_token: min_len became stricter: no rule became 1",
     ),
     "a rule of a message is added": (add_cel, "pizza.kitchen.v1.SubmitTicketRequest: a rule was added: 'few'"),
+    "a rule of a message in a message is added": (
+        lambda file: setattr(box(file, "sauce").string, "min_len", 1),
+        "pizza.kitchen.v1.Box.Slot.Topping.sauce: min_len became stricter: no rule became 1",
+    ),
+    "a value is allowed no longer": (
+        sizes("large", "huge"),
+        "pizza.kitchen.v1.Box.Slot.Topping.size: in became stricter: ['small', 'large'] became ['large', 'huge']",
+    ),
+    "some values alone are allowed": (
+        lambda file: getattr(box(file, "sauce").string, "in").append("pesto"),
+        "pizza.kitchen.v1.Box.Slot.Topping.sauce: in became stricter: no rule became ['pesto']",
+    ),
+    "a rule of a list's items becomes stricter": (
+        lambda file: setattr(box(file, "labels").repeated.items.string, "max_len", 8),
+        "pizza.kitchen.v1.Box.labels: max_len became stricter: 9 became 8",
+    ),
+    "a rule of a list's items is added": (
+        lambda file: setattr(box(file, "labels").repeated.items.string, "min_len", 1),
+        "pizza.kitchen.v1.Box.labels: min_len became stricter: no rule became 1",
+    ),
+    "an expression for a list's items is added": (
+        lambda file: box(file, "labels").repeated.items.cel.add(id="plain", expression="this != ''"),
+        "pizza.kitchen.v1.Box.labels: a rule was added: 'plain'",
+    ),
+    "an expression for a field is added": (
+        lambda file: box(file, "sauce").cel.add(expression="this != 'ketchup'"),
+        """pizza.kitchen.v1.Box.Slot.Topping.sauce: a rule was added: "this != 'ketchup'\"""",
+    ),
+    "a list may be less long": (
+        lambda file: setattr(box(file, "labels").repeated, "max_items", 4),
+        "pizza.kitchen.v1.Box.labels: max_items became stricter: 5 became 4",
+    ),
+    "a rule of a map's keys becomes stricter": (
+        lambda file: setattr(box(file, "lids").map.keys.string, "max_len", 8),
+        "pizza.kitchen.v1.Box.lids: max_len became stricter: 9 became 8",
+    ),
+    "a rule of a map's values becomes stricter": (
+        lambda file: setattr(box(file, "lids").map.values.int32, "gte", 2),
+        "pizza.kitchen.v1.Box.lids: gte became stricter: 1 became 2",
+    ),
 }
 HARMLESS: dict[str, Change] = {
     "nothing": lambda _: None,
@@ -123,6 +208,13 @@ HARMLESS: dict[str, Change] = {
     "a lower bound falls": set_rule("TicketItem", "quantity", "int32", "gte", 0),
     "an upper bound rises": set_rule("TicketItem", "sku", "string", "max_len", 128),
     "a rule is taken away": lambda file: rules(file, "TicketItem", "sku").string.ClearField("pattern"),
+    "a value more is allowed": sizes("small", "medium", "large"),
+    "the order of what is allowed changes": sizes("large", "small"),
+    "any value is allowed": lambda file: box(file, "size").Clear(),
+    "a rule of a list's items is relaxed": (
+        lambda file: setattr(box(file, "labels").repeated.items.string, "max_len", 10)
+    ),
+    "a rule of a map's values is taken away": lambda file: box(file, "lids").map.ClearField("values"),
 }
 
 

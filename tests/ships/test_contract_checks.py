@@ -74,13 +74,24 @@ def test_what_breaks_nobody_passes(revision: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "replacement"),
+    ("pattern", "replacement", "complaint"),
     [
-        pytest.param(r"^  string \w+ = 1;\n", "", id="interface"),
-        pytest.param(r"^      timeout: \{seconds: \d+\}", "      timeout: {nanos: 1000000}", id="policy"),
+        pytest.param(r"^  string \w+ = 1;\n", "", "was deleted", id="interface"),
+        pytest.param(
+            r"^      timeout: \{seconds: \d+\}", "      timeout: {nanos: 1000000}", "timeout was shortened", id="policy"
+        ),
     ],
 )
-def test_what_breaks_a_caller_fails(revision: Path, pattern: str, replacement: str) -> None:
-    """A field that is gone, and a deadline that is shorter, fail tools/breaking."""
+def test_what_breaks_a_caller_fails(revision: Path, pattern: str, replacement: str, complaint: str) -> None:
+    """A field that is gone, and a deadline that is shorter, are told, and end tools/breaking with status 1."""
     edit(revision, pattern, replacement)
-    assert run("tools/breaking", "HEAD", cwd=revision).returncode != 0
+    done = run("tools/breaking", "HEAD", cwd=revision)
+    assert (done.returncode, complaint in done.stdout) == (1, True), done.stdout + done.stderr
+    assert "nothing in the contract" not in done.stdout
+
+
+def test_a_revision_that_is_not_there_fails(revision: Path) -> None:
+    """Where there is nothing to compare with, nothing is said to be unbroken."""
+    done = run("tools/breaking", "v0.0.0", cwd=revision)
+    assert done.returncode != 0
+    assert "nothing in the contract" not in done.stdout

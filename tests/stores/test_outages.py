@@ -179,6 +179,7 @@ def test_a_full_disk_refuses_what_is_new_for_as_long_as_it_is_full(tmp_path: Pat
     """Nothing of that is stored, what was there is read, and once there is room, all is served."""
     with all_running(tmp_path) as services:
         for service in services:
+            service.process.expected.append("StoreUnavailable")
             stored, new = str(uuid4()), str(uuid4())
             service.add(stored)
             log, pid = service.folder / f"{service.name}.db-wal", service.process.process.pid
@@ -198,6 +199,7 @@ def test_services_heal_by_themselves(victim: Postgres, tmp_path: Path) -> None:
     ids = [str(uuid4()) for _ in range(3)]
     with all_running(tmp_path, victim) as services:
         for service, id_ in zip(services, ids, strict=True):
+            service.process.expected += ("StoreUnavailable", "not serving: the check fails")
             service.add(id_)
         victim.kill()
         for service, id_ in zip(services, ids, strict=True):

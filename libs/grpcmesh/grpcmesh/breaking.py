@@ -5,7 +5,7 @@ for each break with its old and new value, and exits with 1 where there is one.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,29 +84,29 @@ def _method_breaks(name: str, before: Any, after: Any) -> Iterator[str]:
 
 
 def _message_breaks(before: Descriptor, after: Descriptor) -> Iterator[str]:
-    yield from _cel_breaks(before.full_name, _rules(before), _rules(after))
+    yield from _cel_breaks(before.full_name, _rules(before).cel, _rules(after).cel)
     for name, field in before.fields_by_name.items():
         if name in after.fields_by_name:
-            old, new = _rules(field), _rules(after.fields_by_name[name])
-            yield from _cel_breaks(field.full_name, old, new)
-            yield from _stricter(field.full_name, old, new)
+            yield from _stricter(field.full_name, _rules(field), _rules(after.fields_by_name[name]))
 
 
-def _cel_breaks(name: str, old: Any, new: Any) -> Iterator[str]:
-    known = {rule.expression: rule.id for rule in old.cel}
-    for rule in new.cel:
+def _cel_breaks(name: str, old: Iterable[Any], new: Iterable[Any]) -> Iterator[str]:
+    known = {rule.expression for rule in old}
+    for rule in new:
         if rule.expression not in known:
             yield f"{name}: a rule was added: {rule.id or rule.expression!r}"
 
 
-def _stricter(name: str, old: Message, new: Message) -> Iterator[str]:
-    """Rules of a field that refuse what they took before; nested ones (string.min_len) are compared in turn."""
+def _stricter(name: str, old: Any, new: Message) -> Iterator[str]:
+    """Rules of a field that refuse what they took before; nested ones (repeated.items.cel) are compared in turn."""
     were = {rule.name: value for rule, value in old.ListFields()}
     for rule, value in new.ListFields():
         before = were.get(rule.name)
-        if rule.name == "cel" or value == before:
+        if value == before:
             continue
-        if isinstance(value, Message) and value.DESCRIPTOR.file.package == "buf.validate":
+        if rule.name == "cel":
+            yield from _cel_breaks(name, old.cel, value)
+        elif isinstance(value, Message) and value.DESCRIPTOR.file.package == "buf.validate":
             yield from _stricter(name, getattr(old, rule.name), value)
         elif before is None or _tightened(rule.name, before, value):
             yield f"{name}: {rule.name} became stricter: {'no rule' if before is None else before} became {value}"

@@ -1,7 +1,7 @@
 """A contract of the tests' own, what a generator would make of it, and what the tests need to talk to it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -218,6 +218,14 @@ class Waiting:
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+    def calls_until_begun(self) -> Iterator[None]:
+        """Has a brief call made again, up to one that is begun with before its time is over, as on a busy machine."""
+        for _ in range(50):
+            yield
+            if self.begun.is_set():
+                return
+        raise AssertionError("no call was begun with")
 
 
 class Endless:

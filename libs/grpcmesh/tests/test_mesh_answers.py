@@ -226,6 +226,7 @@ async def test_a_failure_in_mid_stream_comes_after_what_was_sent(serve: Serve) -
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal_of(caught.value) == Refusal("RUDE", "echo.test", "enough", {"word": "boo"})
 
 
 async def test_a_method_that_nobody_serves_is_unimplemented(serve: Serve) -> None:

@@ -1,6 +1,7 @@
 """How long a call may take: what its caller asks, what the contract says, what remains; and the server's ceiling."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -41,13 +42,14 @@ async def test_a_call_ends_at_its_deadline(serve: Serve, method: str, asked: flo
     """A caller's shorter deadline, or else the contract's timeout, ends a call at both ends; no caller gets more."""
     waiting = Waiting()
     stub = await serve(**every_method(waiting))
-    call = getattr(stub, f"{method}Briefly")(EchoRequest(), timeout=asked)
     limit = min(asked or BRIEF, BRIEF)
-    assert 0 < call.time_remaining() <= limit
-    began = asyncio.get_running_loop().time()
-    error = await soon(refused(call))
-    assert asyncio.get_running_loop().time() - began > limit - 0.05
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    for _ in waiting.calls_until_begun():
+        began = asyncio.get_running_loop().time()
+        call = getattr(stub, f"{method}Briefly")(EchoRequest(), timeout=asked)
+        assert call.time_remaining() <= limit
+        error = await soon(refused(call))
+        assert asyncio.get_running_loop().time() - began > limit - 0.05
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await soon(waiting.cancelled.wait())
 
 
@@ -55,7 +57,7 @@ async def test_a_call_ends_at_its_deadline(serve: Serve, method: str, asked: flo
 async def test_a_servicer_sees_what_remains(serve: Serve, method: str) -> None:
     """A servicer has the contract's timeout or its caller's shorter one; calls in a row share no deadline."""
     stub = await serve(**every_method(remaining))
-    assert 0 < (await result(getattr(stub, f"{method}Briefly")(EchoRequest()))).number <= BRIEF_AND_ROUNDING
+    assert 0 < (await in_time(lambda: getattr(stub, f"{method}Briefly")(EchoRequest()))).number <= BRIEF_AND_ROUNDING
     assert 4000 < (await result(getattr(stub, method)(EchoRequest()))).number <= 5010
     assert 1000 < (await result(getattr(stub, method)(EchoRequest(), timeout=2))).number <= 2010
 
@@ -71,7 +73,7 @@ async def test_a_deadline_shrinks_along_a_chain(serve: Serve, first: str, second
         return await remaining(request, context)
 
     stub = await serve(**every_method(behaviour))
-    response = await result(getattr(stub, f"{first}Briefly")(EchoRequest(text="ask on")))
+    response = await in_time(lambda: getattr(stub, f"{first}Briefly")(EchoRequest(text="ask on")))
     assert 0 < response.number <= BRIEF_AND_ROUNDING
 
 
@@ -96,8 +98,9 @@ async def test_a_chain_ends_at_its_first_deadline(serve: Serve) -> None:
         return await stub.Say(EchoRequest())
 
     stub = await serve(**every_method(waiting) | {"SayBriefly": ask_on})
-    error = await soon(refused(stub.SayBriefly(EchoRequest())))
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    for _ in waiting.calls_until_begun():
+        error = await soon(refused(stub.SayBriefly(EchoRequest())))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await soon(waiting.cancelled.wait())
 
 
@@ -134,6 +137,17 @@ async def test_the_ceiling_holds_for_a_reader_that_does_not_read() -> None:
         await anext(aiter(call))
         await soon(endless.stopped.wait())
         assert_timed_out(await soon(refused(call)), "Repeat")
+
+
+async def in_time(call: Callable[[], Any]) -> Any:
+    """The one answer of a brief call, which is made again where a busy machine was too slow for it."""
+    for _ in range(50):
+        try:
+            return await result(call())
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+    raise AssertionError("no call was answered in time")
 
 
 def assert_timed_out(error: grpc.aio.AioRpcError, method: str) -> None:

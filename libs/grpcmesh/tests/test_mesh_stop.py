@@ -37,7 +37,7 @@ async def test_a_stop_loses_no_call() -> None:
             await finish.wait()
         return EchoResponse(text=request.text)
 
-    server = echo_server(drain=0.3, grace=2, **every_method(waiting) | {"Say": say})
+    server = echo_server(drain=1, grace=2, **every_method(waiting) | {"Say": say})
     # A channel of the mesh heeds the health and sends new calls to another replica, of which there is none here.
     async with listening(server) as address, plain(address) as stub:
         slow = asyncio.ensure_future(stub.Say(EchoRequest(text="slow")))

@@ -169,8 +169,12 @@ async def test_a_call_whose_task_is_cancelled_closes_its_spans(both: Both, metho
 @pytest.mark.parametrize("method", ["SayBriefly", "RepeatBriefly"])
 async def test_a_deadline_closes_both_spans(both: Both, method: str) -> None:
     """A call that runs out of time is DEADLINE_EXCEEDED to its caller, and over on the server."""
-    stub = await both.reach(**every_method(Waiting()))
-    await refused(getattr(stub, method)(EchoRequest()))
+    waiting = Waiting()
+    stub = await both.reach(**every_method(waiting))
+    for _ in waiting.calls_until_begun():
+        both.caller.exporter.clear()
+        both.server.exporter.clear()
+        await refused(getattr(stub, method)(EchoRequest()))
     client, server = await both.spans()
     assert status(client) == (StatusCode.ERROR, 4)
     assert status(server) in ((StatusCode.ERROR, 1), (StatusCode.ERROR, 4))  # who is first: gRPC, or the ceiling

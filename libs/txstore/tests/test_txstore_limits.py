@@ -9,11 +9,10 @@ import sqlalchemy as sa
 from txstore import Limits, StoreOverloaded, StoreUnavailable
 from txstore.engines import READERS
 from txstore_tests.notes import (
-    HOLD,
     ON_POSTGRES,
-    Gate,
     Note,
     Notes,
+    add,
     connection_to,
     in_one_transaction,
     open_notes,
@@ -77,43 +76,31 @@ async def test_a_call_that_takes_too_long_is_given_up(database_url: str) -> None
     async with open_notes(database_url, limits=Limits(read=SOON, write=SOON)) as notes:
         patient = notes.database.with_limit(None)
         async with readers_held(notes.database), writers_held(notes):
-            waiting = [asyncio.ensure_future(call) for call in (patient.ping(), patient.read(read_all))]
+            calls = (patient.ping(), patient.read(lambda _: "read"), patient.write(add, Note("waits", "")))
+            waiting = [asyncio.ensure_future(call) for call in calls]
             for call in (notes.all(), notes.add("given up"), notes.database.ping()):
                 with pytest.raises(StoreUnavailable):
                     await call
             assert not any(call.done() for call in waiting)
-        assert await asyncio.gather(*waiting) == [None, {}]
-        await patient.write(HOLD, opened())
-        assert await patient.read(read_all) == {}
+        assert await asyncio.gather(*waiting) == [None, "read", Note("waits", "")]
+        await patient.write(add, Note("later", ""))
+        assert await patient.read(read_all) == {"waits": "", "later": ""}
 
 
-async def test_a_write_under_way_outlives_its_limit(database_url: str) -> None:
-    """What a caller gave up after its limit may be stored all the same, and is found when it asks again."""
-    async with open_notes(database_url, limits=Limits(write=SOON)) as notes:
-        async with writers_held(notes) as gates:
-            patient = asyncio.ensure_future(notes.database.with_limit(None).write(HOLD, gate := Gate()))
-            given_up = asyncio.ensure_future(notes.add("late"))
-            await asyncio.sleep(0)  # a step for each, in which it asks
-            gates[0].opened.set()
-            await asyncio.to_thread(gate.reached.wait, 20)
-            with pytest.raises(StoreUnavailable):
-                await given_up
-            gate.opened.set()
-            await patient
-        assert await notes.all() == {"late": ""}
-
-
-def opened() -> Gate:
-    gate = Gate()
-    gate.opened.set()
-    return gate
+async def test_whoever_has_gone_is_not_counted_for_ever(database_url: str) -> None:
+    """Calls that were given up make room for others once their turn has passed."""
+    async with open_notes(database_url, limits=Limits(read=SOON, max_reads=READERS + 1)) as notes:
+        for _ in range(3):
+            async with readers_held(notes.database):
+                with pytest.raises(StoreUnavailable):
+                    await notes.all()
+            await notes.database.with_limit(None).read(read_all)
 
 
 @ON_POSTGRES
 async def test_a_lock_that_another_holds_holds_up_no_other(notes: Notes) -> None:
     """While another transaction holds a row, a write of it is StoreUnavailable; those beside it are stored."""
     await notes.add("held")
-    notes.database = notes.database.with_limit(None)
     with connection_to(notes.url) as other:
         other.execute(sa.select(table).where(table.c.note_id == "held").with_for_update())
         outcomes = await in_one_transaction(notes, notes.add("a"), notes.edit("held", "edited"), notes.add("b"))

@@ -26,7 +26,8 @@ async def test_news_wakes_all_who_wait() -> None:
     await asyncio.wait(waiting, timeout=0)
     assert not any(task.done() for task in waiting)
     notifier.notify()
-    assert await asyncio.gather(*waiting) == [True] * 3
+    woken, _ = await asyncio.wait(waiting, timeout=10)
+    assert [task.result() for task in woken] == [True] * 3
 
 
 async def test_a_timeout_ends_the_wait() -> None:

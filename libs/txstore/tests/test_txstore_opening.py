@@ -122,10 +122,20 @@ async def test_a_newer_database_is_refused(database_url: str) -> None:
 async def test_replicas_open_an_empty_database_at_once(database_url: str) -> None:
     """One of them migrates it and makes its key, and all of them have it."""
     async with AsyncExitStack() as stack:
-        replicas = await asyncio.gather(*(stack.enter_async_context(open_notes(database_url)) for _ in range(3)))
+        opening = [stack.enter_async_context(open_notes(database_url)) for _ in range(3)]
+        replicas = await asyncio.gather(*opening)
         assert len({replica.key for replica in replicas}) == 1
     with connection_to(database_url) as connection:
         assert connection.scalars(sa.select(secret)).all() == [replicas[0].key]
+
+
+async def test_databases_of_one_process_are_opened_at_once(tmp_path: Path) -> None:
+    """Each is migrated itself, whatever others in the same process are opened meanwhile."""
+    async with AsyncExitStack() as stack:
+        opening = [open_notes(f"sqlite:///{tmp_path}/{number}.db") for number in range(8)]
+        stores = await asyncio.gather(*map(stack.enter_async_context, opening))
+        assert [await store.all() for store in stores] == [{}] * 8
+        assert len({store.key for store in stores}) == 8
 
 
 async def test_a_key_is_kept(database_url: str) -> None:
@@ -172,7 +182,7 @@ async def test_a_migration_of_another_replica_is_waited_for(database_url: str) -
         with connection_to(database_url) as other:
             lock(other, 1)
             opening = asyncio.ensure_future(stack.enter_async_context(open_notes(database_url)))
-            await until(lambda: other.scalar(sa.text(waits)) == 1)
+            await until(lambda: opening.done() or other.scalar(sa.text(waits)) == 1)
             assert not opening.done()
         assert await (await opening).all() == {}
 

@@ -2,20 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from txstore import Limits, StoreUnavailable
+from txstore import Limits, StoreUnavailable, one_by_one
 from txstore_tests.notes import (
+    ON_POSTGRES,
     ON_SQLITE,
     Notes,
     NoteTaken,
     changes,
     connection_to,
     connections,
+    in_one_transaction,
     open_notes,
     store_threads,
     until,
@@ -61,7 +63,7 @@ async def until_read(notes: Notes) -> dict[str, str]:
 
 async def test_a_stalled_database_holds_nobody_up(victim: Postgres, notes: Notes) -> None:
     """While it is stopped all calls are StoreUnavailable after their limits; once it goes on, all are served."""
-    await notes.add("before")
+    await until_stored(notes, "before")
     with victim.stalled():
         calls = [*(notes.all() for _ in range(20)), *(notes.add(str(n)) for n in range(20)), notes.database.ping()]
         async with asyncio.timeout(10):  # this stall would not end by itself, and the machine may be slow
@@ -96,18 +98,40 @@ async def test_a_killed_database_loses_nothing(victim: Postgres, notes: Notes) -
     await until_stored(notes, "after")
 
 
+@one_by_one
+def break_off(connection: sa.Connection) -> None:
+    connection.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+@ON_POSTGRES
+async def test_a_connection_that_breaks_stores_nothing_half(database_url: str) -> None:
+    """Where it breaks within a transaction all that share that are StoreUnavailable, and nothing of them is stored."""
+    async with open_notes(database_url, break_off) as notes:
+        broken = notes.database.write(break_off)
+        outcomes = await in_one_transaction(notes, notes.add("a"), broken, notes.add("b"))
+        assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
+        assert await notes.all() == {}
+        await asyncio.gather(notes.add("a"), notes.add("b"))
+        assert await notes.all() == {"a": "", "b": ""}
+
+
 def test_a_stalled_database_does_not_hold_up_the_end(victim: Postgres) -> None:
     """Closing ends within its limit while the database is stopped; once that goes on, nothing is left of the store."""
     before, url = store_threads(), victim.database()
-    with ExitStack() as stack:
+    with ExitStack() as stall:
 
         async def life() -> None:
-            async with asyncio.timeout(20):  # this stall would not end by itself, and the machine may be slow
-                async with open_notes(url, limits=Limits(SOON, SOON)) as notes:
-                    stack.enter_context(victim.stalled())
-                    for call in (notes.all(), notes.add("lost")):
-                        with pytest.raises(StoreUnavailable):
-                            await call
+            async with AsyncExitStack() as stack:
+                notes = await stack.enter_async_context(open_notes(url, limits=Limits(SOON, SOON)))
+                stall.enter_context(victim.stalled())
+                for call in (notes.all(), notes.add("lost")):
+                    with pytest.raises(StoreUnavailable):
+                        await call
+                closing = asyncio.create_task(stack.aclose())
+                closed, _ = await asyncio.wait([closing], timeout=20)  # the machine may be slow
+                if not closed:
+                    stall.close()  # which lets this test end
+                assert closed
 
         asyncio.run(life())
     asyncio.run(until(lambda: store_threads() == before))

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ T = TypeVar("T")
 
 _MIGRATING = 1  # advisory lock of replicas that start together
 _LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
+_ALEMBIC = threading.Lock()  # `alembic.context` and `alembic.op` are those of the whole process
 _IN_MEMORY = {"sqlite://", "sqlite:///", "sqlite:///:memory:"}
 # Another replica may be at it, and a migration may take long, also between its statements.
 _PATIENCE = sa.text("""
@@ -101,7 +103,8 @@ def _migrate(engine: sa.Engine, migrations: Path, prepare: Callable[[sa.Connecti
         config = Config()
         config.set_main_option("script_location", str(migrations))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        with _ALEMBIC:
+            command.upgrade(config, "head")
         return prepare(connection)
 
 

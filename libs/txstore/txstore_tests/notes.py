@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 _PATIENCE = timedelta(seconds=20)  # until a test that waits for something has failed
+_LIMITS = Limits(read=_PATIENCE, write=_PATIENCE)  # the machine may be slow
 
 metadata = sa.MetaData()
 notes = sa.Table(
@@ -152,7 +154,7 @@ class Notes:
 
 
 @asynccontextmanager
-async def open_notes(url: str, *more: Write[Any, Any], limits: Limits = Limits()) -> AsyncIterator[Notes]:  # noqa: B008 # frozen
+async def open_notes(url: str, *more: Write[Any, Any], limits: Limits = _LIMITS) -> AsyncIterator[Notes]:
     """The store at a URL, which takes further kinds of writes, after its own."""
     writes: list[Write[Any, Any]] = [add, edit, FEED.compact, HOLD, *more]
     prepare = partial(secret_key, table=secret)
@@ -237,10 +239,11 @@ async def _once_asked(gate: Gate, calls: Sequence[Coroutine[Any, Any, Any]]) -> 
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits for what nobody tells of."""
-    async with asyncio.timeout(_PATIENCE.total_seconds()):
-        while not condition():  # noqa: ASYNC110 # another thread or process makes it true, and offers no event
-            await asyncio.sleep(0.01)
+    """Waits for what another thread or process makes true, and nobody tells of."""
+    end = time.monotonic() + _PATIENCE.total_seconds()
+    while not condition():
+        assert time.monotonic() < end, "it has not come true"
+        await asyncio.sleep(0.01)
 
 
 @contextmanager
