@@ -118,9 +118,15 @@ class Shop:
 
     async def start(self, *services: str) -> None:
         """Starts services, all of them unless named, and waits until each says that it serves."""
-        for service in services or self.services:
-            self.launch(service)
-        await self.serving(*services)
+        started = {name: self.launch(name) for name in services or self.services}
+        serving = asyncio.ensure_future(self.serving(*services))
+        while not serving.done():
+            await asyncio.wait({serving}, timeout=0.1)
+            for name, process in started.items():
+                if process.poll() is not None:
+                    serving.cancel()
+                    raise AssertionError((self.folder / f"{name}.log").read_text())
+        await serving
 
     async def serving(self, *services: str) -> None:
         """Waits until services, all of them unless named, say that they serve."""
