@@ -17,7 +17,7 @@ TRIP = timedelta(seconds=600)
 FLEET = Fleet(couriers=2, trip_seconds=600)
 HOME = Address("1 Main St", "Springfield", "")
 ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-SHORTLY = 0.3  # seconds, in which a feed would tell what it has to tell
+SHORTLY_SECONDS = 0.3  # in which a feed would tell what it has to tell
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ async def test_a_reader_skips_no_change_that_commits_late(store: Store, database
         async with aclosing(store.follow(0)) as feed:
             assert (await anext(feed)).value.delivery_id == first
             change = asyncio.ensure_future(anext(feed))
-            await asyncio.wait({change}, timeout=SHORTLY)
+            await asyncio.wait({change}, timeout=SHORTLY_SECONDS)
             assert not change.done()
             third = await schedule(store)
             getattr(connection, end)()

@@ -23,7 +23,7 @@ KITCHEN = Kitchen(
     },
 )
 ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-SHORTLY = 0.3  # seconds, in which a feed would tell what it has to tell
+SHORTLY_SECONDS = 0.3  # in which a feed would tell what it has to tell
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ async def test_a_reader_skips_no_change_that_commits_late(store: Store, database
         async with aclosing(store.follow(0)) as feed:
             assert (await anext(feed)).value.ticket_id == first
             change = asyncio.ensure_future(anext(feed))
-            await asyncio.wait({change}, timeout=SHORTLY)
+            await asyncio.wait({change}, timeout=SHORTLY_SECONDS)
             assert not change.done()
             third = await submit(store, salad=1)
             getattr(connection, end)()
