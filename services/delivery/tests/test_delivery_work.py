@@ -34,6 +34,14 @@ async def states(store: Store, *delivery_ids: str) -> list[str]:
     return [(await store.get(delivery_id)).state for delivery_id in delivery_ids]
 
 
+async def test_a_delivery_s_time_never_goes_back(store: Store) -> None:
+    """A round whose clock was read before a delivery came has it picked up no earlier than it came."""
+    delivery_id = await schedule(store)
+    await store.drive(FLEET, NOW - timedelta(seconds=1))
+    delivery = await store.get(delivery_id)
+    assert (delivery.state, delivery.update_time) == (DeliveryState.IN_TRANSIT, NOW)
+
+
 async def test_a_delivery_waits_for_a_free_courier(store: Store) -> None:
     """With two couriers the third parcel waits, and goes when the first courier is back."""
     parcels = [await schedule(store) for _ in range(3)]

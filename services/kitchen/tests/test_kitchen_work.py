@@ -60,6 +60,14 @@ async def test_two_ovens_bake_two_at_a_time(store: Store, database_url: str) -> 
     assert (ticket.state, ticket.update_time) == (TicketState.READY, NOW + timedelta(seconds=60 + 3 * 300))
 
 
+async def test_a_ticket_s_time_never_goes_back(store: Store) -> None:
+    """A round whose clock was read before a ticket came begins it no earlier than it came."""
+    ticket_id = await submit(store, salad=1)
+    await store.cook(KITCHEN, NOW - timedelta(seconds=1))
+    ticket = await store.get(ticket_id)
+    assert (ticket.state, ticket.update_time) == (TicketState.COOKING, NOW)
+
+
 async def test_first_come_first_served(store: Store) -> None:
     """A ticket that came later is not begun while the earlier ones fill the station."""
     first, second = await submit(store, salad=5), await submit(store, salad=1)
