@@ -27,7 +27,7 @@ SERVICES = ("order", "kitchen", "delivery")
 TOPOLOGIES = {"all in one": ("all_in_one",), "processes": ("kitchen", "delivery", "order")}
 SPLIT_OFF = {inner: (inner, "all_in_one") for inner in ("kitchen", "delivery")}
 """Topologies in which one service has left the others."""
-_START_LIMIT = 30.0  # seconds
+_START_LIMIT_SECONDS = 30.0
 _STOP_LIMIT = 10.0
 _RECONNECT = {"initial": 50, "min": 50, "max": 200}  # milliseconds
 
@@ -118,9 +118,15 @@ class Shop:
 
     async def start(self, *services: str) -> None:
         """Starts services, all of them unless named, and waits until each says that it serves."""
-        for service in services or self.services:
-            self.launch(service)
-        await self.serving(*services)
+        started = {name: self.launch(name) for name in services or self.services}
+        serving = asyncio.ensure_future(self.serving(*services))
+        while not serving.done():
+            await asyncio.wait({serving}, timeout=0.1)
+            for name, process in started.items():
+                if process.poll() is not None:
+                    serving.cancel()
+                    raise AssertionError((self.folder / f"{name}.log").read_text())
+        await serving
 
     async def serving(self, *services: str) -> None:
         """Waits until services, all of them unless named, say that they serve."""
@@ -129,12 +135,12 @@ class Shop:
 
     async def _serves(self, service: str) -> None:
         address = f"127.0.0.1:{self.health_ports.get(service, self.ports[service])}"
-        async with asyncio.timeout(_START_LIMIT), grpc.aio.insecure_channel(address) as channel:
+        async with asyncio.timeout(_START_LIMIT_SECONDS), grpc.aio.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             request = health_pb2.HealthCheckRequest()
             while True:
-                answer = await health.Check(request, wait_for_ready=True)  # type: ignore[attr-defined] # its types lack it
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                response = await health.Check(request, wait_for_ready=True)  # type: ignore[attr-defined] # its types lack it
+                if response.status == health_pb2.HealthCheckResponse.SERVING:
                     return
 
     def log(self, name: str) -> list[dict[str, Any]]:
@@ -223,10 +229,10 @@ class Customer:
         while True:
             try:
                 request = pb.WatchOrderRequest(order_id=order_id)
-                async for answer in self.stub.WatchOrder(request, wait_for_ready=True, timeout=60):
-                    if answer.order != seen:
-                        yield pb.OrderState.Name(answer.order.state).removeprefix("ORDER_STATE_")
-                    seen = answer.order
+                async for response in self.stub.WatchOrder(request, wait_for_ready=True, timeout=60):
+                    if response.order != seen:
+                        yield pb.OrderState.Name(response.order.state).removeprefix("ORDER_STATE_")
+                    seen = response.order
                 return
             except grpc.aio.AioRpcError as error:
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):

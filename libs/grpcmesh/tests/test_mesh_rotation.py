@@ -30,7 +30,7 @@ from structlog.testing import capture_logs
 
 FILES = ("tls.crt", "tls.key", "ca.crt")
 CALLERS = 4
-ROTATION_LIMIT = 5.0  # seconds
+ROTATION_LIMIT_SECONDS = 5.0
 Write = Callable[..., None]
 
 
@@ -89,7 +89,7 @@ async def test_a_new_authority_under_load_fails_no_call(write: Write, tmp_path: 
                 for folder in (echo, friend):
                     write(authority, folder, folder.name, trusted)
                 current = (friend / "tls.crt").read_bytes().decode()
-                async with within(ROTATION_LIMIT, "a call with the new certificate"):
+                async with within(ROTATION_LIMIT_SECONDS, "a call with the new certificate"):
                     while await confide() != current:
                         pass
             done.set()
@@ -120,7 +120,7 @@ async def test_files_that_do_not_fit_are_not_used(tmp_path: Path) -> None:
         for name in ("echo", "friend"):
             for file in ("tls.key", "ca.crt"):
                 (tmp_path / "next" / name / file).replace(tmp_path / name / file)
-        async with within(ROTATION_LIMIT, "a call with the new certificate"):
+        async with within(ROTATION_LIMIT_SECONDS, "a call with the new certificate"):
             while (await stub.Confide(EchoRequest())).text == before:
                 pass
 
@@ -202,6 +202,6 @@ async def friendly(folder: Path, **methods: Any) -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with within(ROTATION_LIMIT, "what the test waits for"):
+    async with within(ROTATION_LIMIT_SECONDS, "what the test waits for"):
         while not condition():  # noqa: ASYNC110 # see below
             await asyncio.sleep(0.01)  # nothing tells that something was logged
