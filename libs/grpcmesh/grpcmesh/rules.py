@@ -1,12 +1,11 @@
-"""The rules that the contract sets around a handler. Each is read by itself; `enforce` has their order.
+"""The rules that the contract sets around a handler, each read by itself, in the order in which a call meets them.
 
 A rule takes what handles a call and returns what handles it under the rule. It is set once per method, when the
 servicer is added, so that each call pays only for what depends on the call.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -31,10 +30,9 @@ from grpcmesh.errors import (
     status_for_violations,
     status_of,
 )
-from grpcmesh.grpc_types import Context, Handler
+from grpcmesh.grpc_types import Context
 from grpcmesh.identity import caller_of
 from grpcmesh.tracing import Tracing, defer_trace_id, send_trace_id
-from grpcmesh.workload import Workload
 
 Respond = Callable[[Message], Awaitable[None]]
 """Takes a response on its way to the caller."""
@@ -42,36 +40,7 @@ Handle = Callable[[Any, Context, Respond], Awaitable[None]]
 """Handles a call: its request (or the DecodeError that it is), its context, and what takes its responses."""
 
 _log = structlog.get_logger("grpcmesh")
-_validator = Validator()
-
-
-def enforce(method: Method, handler: Handler, errors: Errors, streams: Streams, workload: Workload) -> Handler:
-    """Returns the handler with the rules of its method around it; `errors` are those of its service.
-
-    Raises NotImplementedError where requests are a stream.
-    """
-    if handler.request_streaming:
-        raise NotImplementedError(f"{method.path}: streams of requests are in no contract yet")
-    _validator.collect_violations(method.request())  # compiles its rules now, rather than in the first call
-    streaming = handler.response_streaming
-    handle = _streamed(handler.unary_stream) if streaming else _returned(handler.unary_unary)
-    # From the inside out: a call meets the last rule first.
-    handle = valid_responses(handle, method, validated=workload.check_responses)
-    handle = valid_requests(handle)
-    handle = known_callers(handle, method)
-    handle = in_time(handle, method)
-    handle = until_the_drain(handle, streams) if streaming else handle
-    handle = errors_with_reasons(handle, method, errors)
-    handle = traced(handle, method, workload.tracing)
-    behaviour, kind = (
-        (_writing(handle), grpc.unary_stream_rpc_method_handler)
-        if streaming
-        else (_returning(handle), grpc.unary_unary_rpc_method_handler)
-    )
-    return kind(behaviour, _decoder(method.request), handler.response_serializer)
-
-
-# The rules, in the order in which a call meets them.
+validator = Validator()
 
 
 def traced(handle: Handle, method: Method, tracing: Tracing) -> Handle:
@@ -178,7 +147,7 @@ def valid_requests(handle: Handle) -> Handle:
         if isinstance(request, DecodeError):
             message = f"the request is no message of this method's: {request}"
             raise StatusError(status_of(INVALID_REQUEST, message))
-        if violations := _validator.collect_violations(request):
+        if violations := validator.collect_violations(request):
             raise StatusError(status_for_violations(violations))
         await handle(request, context, respond)
 
@@ -193,63 +162,12 @@ def valid_responses(handle: Handle, method: Method, *, validated: bool) -> Handl
             if not isinstance(response, method.response):
                 raise TypeError(f"{method.path} returns {method.response.__name__}, not {type(response).__name__}")
             if validated:
-                _validator.validate(response)
+                validator.validate(response)
             await respond(response)
 
         await handle(request, context, respond_if_valid)
 
     return handled
-
-
-# Between gRPC's handlers and ours.
-
-
-def _returned(behaviour: Callable[[Message, Context], Awaitable[Message]]) -> Handle:
-    async def handle(request: Any, context: Context, respond: Respond) -> None:
-        await respond(await behaviour(request, context))
-
-    return handle
-
-
-def _streamed(behaviour: Callable[[Message, Context], AsyncGenerator[Message, None]]) -> Handle:
-    async def handle(request: Any, context: Context, respond: Respond) -> None:
-        async with aclosing(behaviour(request, context)) as responses:
-            async for response in responses:
-                await respond(response)
-
-    return handle
-
-
-def _returning(handle: Handle) -> Callable[[Any, Context], Awaitable[Message]]:
-    async def behaviour(request: Any, context: Context) -> Message:
-        responses: list[Message] = []
-
-        async def respond(response: Message) -> None:
-            responses.append(response)
-
-        await handle(request, context, respond)
-        return responses[0]
-
-    return behaviour
-
-
-def _writing(handle: Handle) -> Callable[[Any, Context], Awaitable[None]]:
-    async def behaviour(request: Any, context: Context) -> None:
-        await handle(request, context, context.write)
-
-    return behaviour
-
-
-def _decoder(request_type: type[Message]) -> Callable[[bytes], Message | DecodeError]:
-    """Hands on an undecodable request as its error: raised here, gRPC would end the call without a reason."""
-
-    def decode(data: bytes) -> Message | DecodeError:
-        try:
-            return request_type.FromString(data)
-        except DecodeError as error:
-            return error
-
-    return decode
 
 
 def _is_own_deadline(error: BaseException) -> bool:

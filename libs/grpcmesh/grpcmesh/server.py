@@ -12,12 +12,12 @@ from grpcmesh import ports, tasks
 from grpcmesh.client import Channel
 from grpcmesh.contract import ANYONE, find_method, service_methods
 from grpcmesh.drain import Streams
+from grpcmesh.enforce import enforce
 from grpcmesh.errors import Errors
 from grpcmesh.grpc_types import Handler
 from grpcmesh.health import SERVICE as HEALTH
 from grpcmesh.health import Check, HealthServicer, follow
 from grpcmesh.inprocess import InProcessChannel
-from grpcmesh.rules import enforce
 from grpcmesh.workload import Workload
 
 _OPTIONS = [
