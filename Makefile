@@ -49,7 +49,7 @@ up-kitchen up-delivery up-order: $(READY)
 
 .PHONY: certs
 certs: $(READY) ## a development CA and a certificate for each service, in .data/certificates
-	@python3 tools/certs.py .data/certificates order kitchen delivery
+	@python3 -m grpcmesh.authority --trust-domain pizza.local .data/certificates order kitchen delivery
 
 # The tests wait more than they compute, so that lint and types go beside them, and more of them than there are cores.
 .PHONY: test lint tests

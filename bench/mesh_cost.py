@@ -17,11 +17,10 @@ from pathlib import Path
 
 import grpc
 from grpcmesh import Certificates, Server, Tracing, Workload, connect
+from grpcmesh.authority import Authority
 from opentelemetry.sdk.trace import SpanProcessor
 from pizza.kitchen.v1 import kitchen_service_pb2 as pb
 from pizza.kitchen.v1 import kitchen_service_pb2_grpc as pb_grpc
-
-from tools.certs import Authority
 
 KITCHEN = "pizza.kitchen.v1.KitchenService"
 REQUEST = pb.GetTicketRequest(ticket_id="7f3c1e52-6a3b-4b8e-9d7a-0c5f2e1b4a60")
@@ -66,7 +65,7 @@ async def meshed(tracing: Callable[[str], Tracing]) -> AsyncIterator[grpc.aio.Ch
     with tempfile.TemporaryDirectory() as folder:
         authority = Authority()
         kitchen, order = (
-            Workload(name, _certificates(Path(folder), name, authority), tracing(name), drain=0)
+            Workload(name, _certificates(Path(folder), name, authority), tracing(name), drain_seconds=0)
             for name in ("kitchen", "order")
         )
         server = Server(kitchen)

@@ -34,7 +34,7 @@ steps = [{ name = "bake", station = "oven", seconds = 60 }]
 _FLEET = """couriers = 1
 trip_seconds = 60
 """
-_LIMIT = 10.0  # seconds
+_LIMIT_SECONDS = 10.0
 
 
 @dataclass
@@ -78,7 +78,9 @@ async def open_apps(
 
     async with AsyncExitStack() as stack:
         workloads = {
-            name: await stack.enter_async_context(Workload(name, metrics=(metrics or {}).get(name, Metrics()), drain=0))
+            name: await stack.enter_async_context(
+                Workload(name, metrics=(metrics or {}).get(name, Metrics()), drain_seconds=0)
+            )
             for name in SERVICES
         }
         kitchen = await stack.enter_async_context(
@@ -111,9 +113,9 @@ def one_of_each(folder: Path) -> dict[str, dict[str, Any]]:
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Waits for what only a look can tell."""
-    end = time.monotonic() + _LIMIT
+    end = time.monotonic() + _LIMIT_SECONDS
     while not condition():
-        assert time.monotonic() < end, f"{what}: not within {_LIMIT:g} s"
+        assert time.monotonic() < end, f"{what}: not within {_LIMIT_SECONDS:g} s"
         await asyncio.sleep(0.02)  # nobody is told
 
 

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 from tests.ports import free_port
 
-_START_LIMIT = 30.0  # seconds
+_START_LIMIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Jaeger:
     def traces_of(self, order_id: str) -> list[list[Span]]:
         """The traces that tell of an order, each as its spans."""
         search = {"service": "order", "tags": json.dumps({"order.id": order_id}), "limit": 10}
-        answer = self._get(f"/api/traces?{urlencode(search)}")
-        return [[_span(span, trace["processes"]) for span in trace["spans"]] for trace in answer["data"] or []]
+        response = self._get(f"/api/traces?{urlencode(search)}")
+        return [[_span(span, trace["processes"]) for span in trace["spans"]] for trace in response["data"] or []]
 
     def up(self) -> bool:
         try:
@@ -51,8 +51,8 @@ class Jaeger:
         return True
 
     def _get(self, path: str) -> Any:
-        with urlopen(self.query + path, timeout=5) as answer:  # noqa: S310 # http, to the process started here
-            return json.load(answer)
+        with urlopen(self.query + path, timeout=5) as response:  # noqa: S310 # http, to the process started here
+            return json.load(response)
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def running(program: str, folder: Path) -> Iterator[Jaeger]:
     with (folder / "jaeger.log").open("wb") as log:
         process = subprocess.Popen([program, "--config", str(folder / "jaeger.yaml")], stdout=log, stderr=log)
     try:
-        end = time.monotonic() + _START_LIMIT
+        end = time.monotonic() + _START_LIMIT_SECONDS
         while not jaeger.up():
             if process.poll() is not None or time.monotonic() > end:
                 raise AssertionError((folder / "jaeger.log").read_text())

@@ -22,7 +22,7 @@ def _names(folder: Path) -> set[str]:
 
 
 _DEBIAN = Path("/usr/lib/postgresql/15/bin")  # not in the PATH there
-_START_LIMIT = 30.0  # seconds
+_START_LIMIT_SECONDS = 30.0
 PROGRAMS = next(
     (path for path in (_DEBIAN, *map(Path, os.get_exec_path())) if {"initdb", "postgres"} <= _names(path)), None
 )
@@ -56,7 +56,7 @@ class Postgres:
         command += [f"--{name}={value}" for name, value in settings.items()]
         with (self.folder / "postgres.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", start_new_session=True)
-        end = time.monotonic() + _START_LIMIT
+        end = time.monotonic() + _START_LIMIT_SECONDS
         try:
             while not self._takes_connections():
                 assert time.monotonic() < end, (self.folder / "postgres.log").read_text()
@@ -83,7 +83,7 @@ class Postgres:
         """Stops it at once, if it runs."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(_START_LIMIT)
+            self._process.wait(_START_LIMIT_SECONDS)
             self._process = None
 
     def database(self) -> str:

@@ -15,19 +15,19 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpcmesh.authority import Authority
 from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
 
 from tests.logs import faults
 from tests.ports import free_port
 from tests.postgres import Databases, Postgres
-from tools.certs import Authority
 
 SERVICES = ("order", "kitchen", "delivery")
 TOPOLOGIES = {"all in one": ("all_in_one",), "processes": ("kitchen", "delivery", "order")}
 SPLIT_OFF = {inner: (inner, "all_in_one") for inner in ("kitchen", "delivery")}
 """Topologies in which one service has left the others."""
-_START_LIMIT = 30.0  # seconds
+_START_LIMIT_SECONDS = 30.0
 _STOP_LIMIT = 10.0
 _RECONNECT = {"initial": 50, "min": 50, "max": 200}  # milliseconds
 
@@ -64,7 +64,7 @@ class Shop:
         """The URLs of what the services store in."""
         urls = {f"{service.upper()}_DATABASE_URL": url for service, url in self.databases.items()}
         split = {f"ORDER_{inner.upper()}_TARGET": self._addresses(inner) for inner in SPLIT_OFF if inner in apart}
-        quick = {"MESH_CHECK_ANSWERS": "true", "KITCHEN_TIME_SCALE": "0.0002", "DELIVERY_TIME_SCALE": "0.0002"}
+        quick = {"MESH_CHECK_RESPONSES": "true", "KITCHEN_TIME_SCALE": "0.0002", "DELIVERY_TIME_SCALE": "0.0002"}
         self.environment = os.environ | urls | quick | split
         for service in SERVICES:
             self.environment |= self._listen(service)
@@ -135,12 +135,12 @@ class Shop:
 
     async def _serves(self, service: str) -> None:
         address = f"127.0.0.1:{self.health_ports.get(service, self.ports[service])}"
-        async with asyncio.timeout(_START_LIMIT), grpc.aio.insecure_channel(address) as channel:
+        async with asyncio.timeout(_START_LIMIT_SECONDS), grpc.aio.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             request = health_pb2.HealthCheckRequest()
             while True:
-                answer = await health.Check(request, wait_for_ready=True)  # type: ignore[attr-defined] # its types lack it
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                response = await health.Check(request, wait_for_ready=True)  # type: ignore[attr-defined] # its types lack it
+                if response.status == health_pb2.HealthCheckResponse.SERVING:
                     return
 
     def log(self, name: str) -> list[dict[str, Any]]:
@@ -229,10 +229,10 @@ class Customer:
         while True:
             try:
                 request = pb.WatchOrderRequest(order_id=order_id)
-                async for answer in self.stub.WatchOrder(request, wait_for_ready=True, timeout=60):
-                    if answer.order != seen:
-                        yield pb.OrderState.Name(answer.order.state).removeprefix("ORDER_STATE_")
-                    seen = answer.order
+                async for response in self.stub.WatchOrder(request, wait_for_ready=True, timeout=60):
+                    if response.order != seen:
+                        yield pb.OrderState.Name(response.order.state).removeprefix("ORDER_STATE_")
+                    seen = response.order
                 return
             except grpc.aio.AioRpcError as error:
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):

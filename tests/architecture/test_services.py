@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def test_a_distribution_declares_what_it_imports(folder: str) -> None:
     """Each import outside the standard library is among the dependencies that the distribution declares."""
     package = ROOT / folder
     project = tomllib.loads((package.parent / "pyproject.toml").read_text())["project"]
-    declared = {project["name"], *(re.split(r"[<>=;\s]", line)[0] for line in project["dependencies"])}
+    lines = [*project["dependencies"], *chain(*project.get("optional-dependencies", {}).values())]
+    declared = {project["name"], *(re.split(r"[<>=;\s]", line)[0] for line in lines)}
     undeclared = {
         f"{path.relative_to(ROOT)} imports {module}"
         for path in package.rglob("*.py")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import grpc
-from grpcmesh import refusal_of
+from grpcmesh import error_info_of
 from pizza.order.v1 import order_service_pb2 as pb
 
 from tests.chaos.ledger import Entry, Ledger, Sighting
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CUSTOMERS = 12
-_THINKING = 0.6  # seconds between a customer's orders, on average: some 20 orders a second, not all of them at once
-_PATIENCE = 2.0  # seconds for one call, as the contract has it
+_THINKING_SECONDS = 0.6  # between a customer's orders, on average: some 20 orders a second, not all of them at once
+_PATIENCE_SECONDS = 2.0  # for one call, as the contract has it
 _LIST_EVERY = 20  # orders
 _PAGE = 7
 _SKUS = ("margherita", "marinara", "quattro-formaggi", "diavola", "belgian-waffle")
@@ -60,7 +60,7 @@ class Customer:
             for number in range(orders):
                 # Drawn again for each order, so that what is wanted does not depend on how calls fare.
                 random = Random(f"{seed} {self._name} {number}")
-                await asyncio.sleep(random.expovariate(1 / _THINKING))  # a customer thinks
+                await asyncio.sleep(random.expovariate(1 / _THINKING_SECONDS))  # a customer thinks
                 entry = self._want(random)
                 patience = random.uniform(0.002, 0.03) if random.random() < 0.04 else None
                 placed = await self._place(entry, patience)
@@ -98,7 +98,7 @@ class Customer:
         )
         if patience is not None:
             try:
-                answer = await self._stub.PlaceOrder(request, timeout=patience)
+                response = await self._stub.PlaceOrder(request, timeout=patience)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _PASSING:
                     self._complain("PlaceOrder", entry.order_id, error)
@@ -108,16 +108,16 @@ class Customer:
 
             async def send() -> pb.PlaceOrderResponse:
                 sent.append(datetime.now(UTC))
-                return await self._stub.PlaceOrder(request, timeout=_PATIENCE)
+                return await self._stub.PlaceOrder(request, timeout=_PATIENCE_SECONDS)
 
             with self._ledger.trying():
                 repeated = await self._persist("PlaceOrder", entry.order_id, send)
             if repeated is None:
                 return False
-            answer = repeated
-            self._ledger.placed_again += len(sent) > 1 and answer.order.create_time.ToDatetime(UTC) < sent[-1]
+            response = repeated
+            self._ledger.placed_again += len(sent) > 1 and response.order.create_time.ToDatetime(UTC) < sent[-1]
         self._ledger.acknowledge(entry)
-        entry.reads.states.append(_state(answer.order))
+        entry.reads.states.append(_state(response.order))
         return True
 
     async def _cancel(self, entry: Entry, after: float) -> None:
@@ -127,12 +127,12 @@ class Customer:
         async def send() -> str:
             try:
                 request = pb.CancelOrderRequest(order_id=entry.order_id)
-                return _state((await self._stub.CancelOrder(request, timeout=_PATIENCE)).order)
+                return _state((await self._stub.CancelOrder(request, timeout=_PATIENCE_SECONDS)).order)
             except grpc.aio.AioRpcError as error:
-                refusal = refusal_of(error)
-                if refusal is None or refusal.reason != "NOT_CANCELLABLE":
+                info = error_info_of(error)
+                if info is None or info.reason.name != "NOT_CANCELLABLE":
                     raise
-                return refusal.metadata["state"]
+                return info.metadata["state"]
 
         entry.cancelled = await self._persist("CancelOrder", entry.order_id, send)
 
@@ -140,11 +140,11 @@ class Customer:
         for pause in pauses:
             await asyncio.sleep(pause)  # also drawn from the seed
             request = pb.GetOrderRequest(order_id=entry.order_id)
-            answer = await self._persist(
-                "GetOrder", entry.order_id, partial(self._stub.GetOrder, request, timeout=_PATIENCE)
+            response = await self._persist(
+                "GetOrder", entry.order_id, partial(self._stub.GetOrder, request, timeout=_PATIENCE_SECONDS)
             )
-            if answer is not None:
-                entry.reads.states.append(_state(answer.order))
+            if response is not None:
+                entry.reads.states.append(_state(response.order))
 
     async def _watch(self, entry: Entry) -> None:
         """Watches until a stream ends after the last state; resumes when one breaks."""
@@ -152,8 +152,8 @@ class Customer:
         async def stream() -> None:
             seen = Sighting(streamed=True)
             entry.watches.append(seen)
-            async for answer in self._stub.WatchOrder(pb.WatchOrderRequest(order_id=entry.order_id)):
-                seen.states.append(_state(answer.order))
+            async for response in self._stub.WatchOrder(pb.WatchOrderRequest(order_id=entry.order_id)):
+                seen.states.append(_state(response.order))
             seen.ended = True
 
         await self._persist("WatchOrder", entry.order_id, stream)
@@ -165,7 +165,7 @@ class Customer:
         while True:
             request = pb.ListOrdersRequest(customer_id=self._name, page_size=_PAGE, page_token=token)
             page = await self._persist(
-                "ListOrders", self._name, partial(self._stub.ListOrders, request, timeout=_PATIENCE)
+                "ListOrders", self._name, partial(self._stub.ListOrders, request, timeout=_PATIENCE_SECONDS)
             )
             if page is None:
                 return

@@ -14,7 +14,7 @@ from tests.chaos.checker import live_orders
 from tests.shop import Customer, Shop, customer
 
 _WARM_UP = 20  # calls
-_DRAIN = 90.0  # seconds for what was placed meanwhile to be fulfilled
+_DRAIN_SECONDS = 90.0  # for what was placed meanwhile to be fulfilled
 _OTHERS = ("kitchen", "delivery")
 
 Latencies = dict[str, list[float]]
@@ -65,7 +65,7 @@ async def _series(ada: Customer, calls: int) -> Latencies:
 
 
 async def _drained(shop: Shop) -> None:
-    async with asyncio.timeout(_DRAIN):
+    async with asyncio.timeout(_DRAIN_SECONDS):
         while await asyncio.to_thread(live_orders, shop.databases["order"]):  # noqa: ASYNC110 # in other processes
             await asyncio.sleep(0.2)
 

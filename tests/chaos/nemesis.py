@@ -12,8 +12,8 @@ from tests.postgres import Postgres
 from tests.shop import Shop
 
 POSTGRES = "postgres"
-STALL = 5.0  # seconds
-_LOOK = 0.1  # seconds
+STALL_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def plan(seed: int, victims: Iterable[str], orders: int, kills: int) -> list[Str
     random, victims = Random(f"{seed} nemesis"), sorted(victims)
 
     def strike(kill: bool) -> Strike:
-        seconds = random.choice((0.0, random.uniform(0, 1), random.uniform(0, 3))) if kill else STALL
+        seconds = random.choice((0.0, random.uniform(0, 1), random.uniform(0, 3))) if kill else STALL_SECONDS
         return Strike(random.randrange(orders), random.choice(victims), kill, seconds)
 
     strikes = [strike(kill=True) for _ in range(kills)] + [strike(kill=False) for _ in range(kills // 5)]
@@ -109,4 +109,4 @@ class Nemesis:
                     else:
                         self.wrong.append(f"{name} ended by itself with {process.returncode}: {last}")
                     self._shop.launch(name)
-            await asyncio.sleep(_LOOK)  # that a process has ended is found by looking
+            await asyncio.sleep(_LOOK_SECONDS)  # that a process has ended is found by looking

@@ -14,9 +14,9 @@ from tests.chaos.nemesis import POSTGRES, Nemesis, plan
 from tests.postgres import Postgres
 from tests.shop import Shop
 
-_PATIENCE = 90.0  # seconds in which some order must be settled
-_AFTERMATH = 60.0  # seconds in which some order must end, once nothing is killed any more
-_LOOK = 0.2  # seconds
+_PATIENCE_SECONDS = 90.0  # in which some order must be settled
+_AFTERMATH_SECONDS = 60.0  # in which some order must end, once nothing is killed any more
+_LOOK_SECONDS = 0.2
 _AWAY = ("StoreUnavailable", "StoreOverloaded", "not serving: the check fails", "cannot use the database")
 """What services may log as a fault while their database is away."""
 
@@ -87,9 +87,9 @@ async def _until_struck(striking: "asyncio.Task[None]", ledger: Ledger, progress
     """Raises TimeoutError where the shop takes no orders any more."""
     while not striking.done():
         progress(ledger.settled)
-        if time.monotonic() - ledger.last_settled > _PATIENCE:
-            raise TimeoutError(f"no order was taken for {_PATIENCE:.0f} s, after {ledger.settled}")
-        await asyncio.wait([striking], timeout=_LOOK)
+        if time.monotonic() - ledger.last_settled > _PATIENCE_SECONDS:
+            raise TimeoutError(f"no order was taken for {_PATIENCE_SECONDS:.0f} s, after {ledger.settled}")
+        await asyncio.wait([striking], timeout=_LOOK_SECONDS)
     await striking
 
 
@@ -99,9 +99,9 @@ async def _until_ended(shop: Shop, ordering: "asyncio.Task[None]") -> None:
     while (live := await asyncio.to_thread(live_orders, shop.databases["order"])) or not ordering.done():
         if live < fewest:
             fewest, since = live, time.monotonic()
-        if time.monotonic() - since > _AFTERMATH:
+        if time.monotonic() - since > _AFTERMATH_SECONDS:
             return
-        await asyncio.sleep(_LOOK)  # the orders are in another process's database
+        await asyncio.sleep(_LOOK_SECONDS)  # the orders are in another process's database
 
 
 def _log_lines(folder: Path, words: str) -> int:

@@ -21,7 +21,7 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from grpcmesh import refusal_of
+from grpcmesh import error_info_of
 from grpcmesh.contract import ANYONE, service_methods
 from order.clients import DELIVERY, KITCHEN
 from pizza.order.v1 import order_service_pb2 as pb
@@ -44,7 +44,7 @@ METHODS = [method for service in (ORDER, KITCHEN, DELIVERY) for method in servic
 DECLARED = {(caller, method.path[1:]) for method in METHODS for caller in method.callers}
 HOME = pb.Address(street="1 Main St", city="Springfield")
 _REFUSED = {code.value[0] for code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)}
-_LIMIT = 90.0  # seconds; pods start again in between
+_LIMIT_SECONDS = 90.0  # pods start again in between
 
 # What a pod of delivery's asks the kitchen, with the certificate that it has.
 _STRANGER = """
@@ -62,7 +62,7 @@ with grpc.secure_channel("dns:///kitchen:8081", credentials) as channel:
 
 def run(*command: str) -> str:
     """What a program prints; the test fails with what it complains of."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_SECONDS)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -73,9 +73,9 @@ def kubectl(*arguments: str) -> str:
 
 def eventually(condition: Callable[[], T]) -> T:
     """Waits until a condition is true, and answers what it came to."""
-    end = time.monotonic() + _LIMIT
+    end = time.monotonic() + _LIMIT_SECONDS
     while not (result := condition()):
-        assert time.monotonic() < end, f"not within {_LIMIT:g} s"
+        assert time.monotonic() < end, f"not within {_LIMIT_SECONDS:g} s"
         time.sleep(0.2)  # a cluster is asked
     return result
 
@@ -131,8 +131,8 @@ def until(shop: Any, order_id: str, *wanted: str) -> str:
 
 
 def traces(jaeger: str, **search: str | int) -> list[dict[str, Any]]:
-    with urlopen(f"{jaeger}/api/traces?{urlencode(search)}", timeout=30) as answer:  # noqa: S310 # the cluster's Jaeger
-        return json.load(answer)["data"] or []
+    with urlopen(f"{jaeger}/api/traces?{urlencode(search)}", timeout=30) as response:  # noqa: S310 # the cluster's Jaeger
+        return json.load(response)["data"] or []
 
 
 def services(trace: dict[str, Any]) -> set[str]:
@@ -212,7 +212,7 @@ def test_the_edges_observed_are_those_declared(shop: Any, order_address: str, ja
     # The feeds are streams of an hour, and a span is told when it ends.
     kubectl("rollout", "restart", "deployment/kitchen", "deployment/delivery")
     for service in ("kitchen", "delivery"):
-        kubectl("rollout", "status", f"deployment/{service}", f"--timeout={_LIMIT:.0f}s")
+        kubectl("rollout", "status", f"deployment/{service}", f"--timeout={_LIMIT_SECONDS:.0f}s")
     seen: set[tuple[str, str]] = set()
 
     def all_seen() -> bool:
@@ -243,8 +243,8 @@ def cancelled_while_ready(shop: Any) -> bool:
     try:
         shop.CancelOrder(pb.CancelOrderRequest(order_id=waiting))
     except grpc.RpcError as error:
-        refusal = refusal_of(error)
-        if refusal is None or (refusal.domain, refusal.reason) != ("order.pizza", "NOT_CANCELLABLE"):
+        info = error_info_of(error)
+        if info is None or (info.reason.domain, info.reason.name) != ("order.pizza", "NOT_CANCELLABLE"):
             raise
         return False  # the courier was faster
     return until(shop, waiting, "CANCELLED", "DELIVERED") == "CANCELLED"

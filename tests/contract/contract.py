@@ -24,7 +24,7 @@ SERVICES = {
     "delivery": delivery_service_pb2.DESCRIPTOR,
 }
 ANYONE = "*"
-CALL_LIMIT = 10.0  # seconds; a call that hangs must fail its test
+CALL_LIMIT_SECONDS = 10.0  # a call that hangs must fail its test
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _validator = Validator()
 _Detail = TypeVar("_Detail", bound=Message)
@@ -172,10 +172,10 @@ def _details(status: Any, kind: type[_Detail]) -> Iterator[_Detail]:
 def refused(call: Callable[..., object], *args: object) -> Refusal:
     """Makes a call that must be refused."""
     try:
-        answer = call(*args)
+        response = call(*args)
     except grpc.RpcError as error:
         return refusal_of(error)
-    raise AssertionError(f"not refused: {answer}")
+    raise AssertionError(f"not refused: {response}")
 
 
 def refuse(context: grpc.ServicerContext, why: tuple[str, str], *details: Message, **metadata: str) -> NoReturn:
@@ -192,8 +192,8 @@ def refuse(context: grpc.ServicerContext, why: tuple[str, str], *details: Messag
 def call(channel: grpc.Channel, method: Method, data: bytes) -> bytes:
     """Calls a method, whichever its kind, with bytes as they are; a stream is left after its first answer."""
     if not method.streams:
-        return channel.unary_unary(method.path, bytes, bytes)(data, timeout=CALL_LIMIT)
-    stream = channel.unary_stream(method.path, bytes, bytes)(data, timeout=CALL_LIMIT)
+        return channel.unary_unary(method.path, bytes, bytes)(data, timeout=CALL_LIMIT_SECONDS)
+    stream = channel.unary_stream(method.path, bytes, bytes)(data, timeout=CALL_LIMIT_SECONDS)
     try:
         return next(stream)
     finally:

@@ -7,7 +7,7 @@ import grpc
 from pizza.order.v1 import order_service_pb2 as pb
 from pizza.order.v1.order_service_pb2_grpc import OrderServiceStub
 
-from tests.contract.contract import CALL_LIMIT
+from tests.contract.contract import CALL_LIMIT_SECONDS
 
 ONE_PIZZA = (("margherita", 1),)
 
@@ -39,8 +39,8 @@ class Customer:
         return self.stub.CancelOrder(pb.CancelOrderRequest(order_id=order_id)).order
 
     def watch(self, order_id: str) -> Generator[pb.Order]:
-        for answer in self.stub.WatchOrder(pb.WatchOrderRequest(order_id=order_id), timeout=CALL_LIMIT):
-            yield answer.order
+        for response in self.stub.WatchOrder(pb.WatchOrderRequest(order_id=order_id), timeout=CALL_LIMIT_SECONDS):
+            yield response.order
 
     def states(self, order_id: str) -> Iterator[str]:
         """The states of an order as a watch tells them; the watch has begun when this returns."""

@@ -26,7 +26,7 @@ from tests.contract.providers import DELIVERY, KITCHEN, Kind, Thing
 from tests.ports import free_port
 
 Context = grpc.ServicerContext
-_LIMIT = 15.0  # seconds; what a fake waits for must come, or its test fails
+_LIMIT_SECONDS = 15.0  # what a fake waits for must come, or its test fails
 _THREADS = 32  # each open stream holds one
 
 
@@ -72,7 +72,7 @@ class Fake:
     def go(self, thing_id: str, *states: str) -> str:
         """Waits for a thing to be asked for, then moves it on from state to state; answers its id."""
         with self._lock:
-            assert self._lock.wait_for(lambda: thing_id in self.things, _LIMIT), f"nobody asked for {thing_id}"
+            assert self._lock.wait_for(lambda: thing_id in self.things, _LIMIT_SECONDS), f"nobody asked for {thing_id}"
             for state in states:
                 self._store(self.things[thing_id], state)
         return thing_id
@@ -198,7 +198,7 @@ class Fake:
         if trouble is Trouble.NOT_DONE:
             context.abort(grpc.StatusCode.UNAVAILABLE, trouble.value)
         if isinstance(trouble, threading.Event):
-            trouble.wait(_LIMIT)
+            trouble.wait(_LIMIT_SECONDS)
         try:
             with self._lock:
                 yield

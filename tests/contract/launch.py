@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpcmesh.authority import Authority
 
 from tests.logs import faults
 from tests.ports import free_port
 from tests.postgres import Databases
-from tools.certs import Authority
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ AUTHORITY = Authority()
 MUTUAL = {"kitchen", "delivery"}
 """Those whose callers must show who they are; everyone else may be anyone."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
-_LIMIT = 30.0  # seconds, to start or to stop
+_LIMIT_SECONDS = 30.0  # to start or to stop
 _TRIES = 3  # another process may take the port in between
 
 
@@ -102,7 +102,7 @@ class Running:
         """Asks it to stop, and answers its exit status; kills it where it does not listen."""
         self.process.terminate()
         try:
-            return self.process.wait(_LIMIT)
+            return self.process.wait(_LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
@@ -130,7 +130,7 @@ def running(service: str, folder: Path, tls: bool | None = None, /, **environmen
     with ExitStack() as end:
         for _ in range(_TRIES):
             started = _start(service, folder, secure, environment, end)
-            eventually(started.settled, _LIMIT)
+            eventually(started.settled, _LIMIT_SECONDS)
             if not started.ended:
                 yield started
                 started.check()
@@ -147,7 +147,7 @@ def _start(service: str, folder: Path, secure: bool, environment: Mapping[str, s
     if secure:
         settings |= {"MESH_CERTIFICATES": str(folder / "certificates"), "ORDER_TLS": "true"}
         AUTHORITY.write(folder / "certificates", service)
-    settings |= {"MESH_CHECK_ANSWERS": "true"} | dict(environment)
+    settings |= {"MESH_CHECK_RESPONSES": "true"} | dict(environment)
     channel = end.enter_context(connect(address, service, "order") if secure else connect(address))
     process = subprocess.Popen(COMMANDS[service], env=os.environ | settings, stderr=written)
     started = Running(service, address, process, channel, log, written.tell())

@@ -12,7 +12,7 @@ from pizza.delivery.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from pizza.kitchen.v1 import kitchen_service_pb2
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceStub
 
-from tests.contract.contract import CALL_LIMIT, domain_of
+from tests.contract.contract import CALL_LIMIT_SECONDS, domain_of
 from tests.contract.launch import eventually
 
 Thing = Any
@@ -144,7 +144,7 @@ class Provider:
     def feed(self, token: str = "") -> Iterator[Iterator[tuple[str, Thing]]]:
         """The changes after a token, each with its own."""
         request = getattr(self.kind.messages, f"{self.kind.watch}Request")(resume_token=token)
-        call = getattr(self._stub, self.kind.watch)(request, timeout=CALL_LIMIT)
+        call = getattr(self._stub, self.kind.watch)(request, timeout=CALL_LIMIT_SECONDS)
         try:
             yield ((change.resume_token, getattr(change, self.kind.noun)) for change in call)
         finally:

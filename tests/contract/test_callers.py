@@ -12,6 +12,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from grpc_status import rpc_status
+from grpcmesh.authority import Authority
 
 from tests.contract.contract import (
     ANYONE,
@@ -28,7 +29,6 @@ from tests.contract.contract import (
 )
 from tests.contract.launch import Running, connect, running
 from tests.contract.providers import KINDS, Kind, Provider
-from tools.certs import Authority
 
 PAGE = Path(__file__).parents[2] / "docs" / "callers.md"
 FOREIGN_AUTHORITY = Authority()
@@ -95,7 +95,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[tuple
 
 
 @pytest.fixture(scope="module")
-def answers(services: Mapping[tuple[str, bool], Running]) -> Answers:
+def responses(services: Mapping[tuple[str, bool], Running]) -> Answers:
     """What everyone is answered by every method."""
     return {
         (method, caller): answer_of(services[method.service, caller != PLAIN_TEXT], method, caller, example(method))
@@ -106,14 +106,14 @@ def answers(services: Mapping[tuple[str, bool], Running]) -> Answers:
 
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("method", methods(), ids=str)
-def test_a_method_is_for_its_callers(method: Method, caller: str, answers: Answers) -> None:
+def test_a_method_is_for_its_callers(method: Method, caller: str, responses: Answers) -> None:
     """A method admits the callers that its contract names and no others, and no one without a certificate of our CA."""
-    assert answers[method, caller] == expected(method, caller)
+    assert responses[method, caller] == expected(method, caller)
 
 
-def test_the_docs_show_what_was_answered(answers: Answers) -> None:
+def test_the_docs_show_what_was_answered(responses: Answers) -> None:
     """The page in docs/ holds the answers that were observed."""
-    page = HEAD + table(answers)
+    page = HEAD + table(responses)
     if os.environ.get("UPDATE_DOCS"):
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(page)
@@ -180,10 +180,10 @@ def answer_of(service: Running, method: Method, caller: str, request: Message) -
     """What a caller is answered."""
     with channel_to(service, caller, method) as channel:
         for _ in range(_TRIES):
-            answer = answer_in_words(channel, method, caller, request)
-            if answer not in BUSY:
+            response = answer_in_words(channel, method, caller, request)
+            if response not in BUSY:
                 break
-    return answer
+    return response
 
 
 def answer_in_words(channel: grpc.Channel, method: Method, caller: str, request: Message) -> str:
@@ -225,9 +225,9 @@ def example(method: Method) -> Message:
     return request
 
 
-def table(answers: Answers) -> str:
+def table(responses: Answers) -> str:
     rows = [["method", "for", *CALLERS], ["---"] * (len(CALLERS) + 2)]
     for method in methods():
         allowed = ", ".join(sorted(method.callers)).replace(ANYONE, "anyone")
-        rows.append([f"`{method}`", allowed, *(answers[method, caller] for caller in CALLERS)])
+        rows.append([f"`{method}`", allowed, *(responses[method, caller] for caller in CALLERS)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -103,9 +103,9 @@ def test_one_of_many_at_once_takes_the_id(customer: Customer) -> None:
             return refusal_of(error)
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(place, [1, 2] * 4))
-    assert [answer for answer in answers if isinstance(answer, pb.Order)] == [customer.get(order_id)] * 4
-    reasons = [answer.why for answer in answers if isinstance(answer, Refusal)]
+        responses = list(pool.map(place, [1, 2] * 4))
+    assert [response for response in responses if isinstance(response, pb.Order)] == [customer.get(order_id)] * 4
+    reasons = [response.why for response in responses if isinstance(response, Refusal)]
     assert reasons == [("order.pizza", "ORDER_ID_TAKEN")] * 4
     assert [ids(page) for page in customer.pages(name, 5)] == [[order_id]]
 

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 from pizza.order.v1 import order_service_pb2 as pb
 
-from tests.contract.contract import CALL_LIMIT, SERVICES, refused, service_name
+from tests.contract.contract import CALL_LIMIT_SECONDS, SERVICES, refused, service_name
 from tests.contract.customer import Customer
 from tests.contract.launch import Running, running
 from tests.contract.providers import KINDS, Provider
@@ -38,8 +38,8 @@ def asked_for(name: str) -> health_pb2.HealthCheckRequest:
     return health_pb2.HealthCheckRequest(service=name)
 
 
-def status(answer: Any) -> str:
-    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+def status(response: Any) -> str:
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
 
 @pytest.mark.no_store
@@ -48,13 +48,13 @@ def test_health_is_told_by_name(service: str, channel: grpc.Channel) -> None:
     """The process and its service are SERVING; a service that is not there is NOT_FOUND, and SERVICE_UNKNOWN."""
     for name in ("", service_name(service)):
         assert status(health(channel).Check(asked_for(name))) == "SERVING"
-        assert status(next(health(channel).Watch(asked_for(name), timeout=CALL_LIMIT))) == "SERVING"
+        assert status(next(health(channel).Watch(asked_for(name), timeout=CALL_LIMIT_SECONDS))) == "SERVING"
     with pytest.raises(grpc.RpcError) as error:
         health(channel).Check(asked_for("pizza.oven.v1.OvenService"))
     assert isinstance(error.value, grpc.Call)
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
     assert rpc_status.from_call(error.value) is None, "it is gRPC's health check that says so, and gives no reason"
-    unknown = next(health(channel).Watch(asked_for("pizza.oven.v1.OvenService"), timeout=CALL_LIMIT))
+    unknown = next(health(channel).Watch(asked_for("pizza.oven.v1.OvenService"), timeout=CALL_LIMIT_SECONDS))
     assert status(unknown) == "SERVICE_UNKNOWN"
 
 
@@ -117,11 +117,11 @@ def test_a_stop_sends_readers_elsewhere(service: str, tmp_path: Path) -> None:
             provider = Provider(KINDS[service], process.channel)
             provider.new()
             stream = streams.enter_context(provider.feed())
-        watch = health(process.channel).Watch(asked_for(""), timeout=CALL_LIMIT)
+        watch = health(process.channel).Watch(asked_for(""), timeout=CALL_LIMIT_SECONDS)
         assert status(next(watch)) == "SERVING"
         next(stream)
         process.process.terminate()
         assert status(next(watch)) == "NOT_SERVING"
         watch.cancel()
         assert refused(list, stream).why == ("mesh", "DRAINING")
-        assert process.process.wait(CALL_LIMIT) == 0
+        assert process.process.wait(CALL_LIMIT_SECONDS) == 0

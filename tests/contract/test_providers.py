@@ -55,10 +55,10 @@ def test_one_of_many_at_once_takes_the_id(provider: Provider) -> None:
             return refusal_of(error)
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(submit, ["margherita", "marinara"] * 4))
+        responses = list(pool.map(submit, ["margherita", "marinara"] * 4))
     stored = provider.content(provider.get(thing_id))
-    assert [provider.content(answer) for answer in answers if not isinstance(answer, Refusal)] == [stored] * 4
-    refusals = [answer.why for answer in answers if isinstance(answer, Refusal)]
+    assert [provider.content(response) for response in responses if not isinstance(response, Refusal)] == [stored] * 4
+    refusals = [response.why for response in responses if isinstance(response, Refusal)]
     assert refusals == [provider.kind.why("{}_ID_TAKEN")] * 4
     told = [thing for _, thing in provider.changes_up_to(provider.new()) if provider.id_of(thing) == thing_id]
     assert [provider.kind.state(thing) for thing in told].count(provider.kind.life[0]) == 1

@@ -30,9 +30,9 @@ def channel(method: Method, request: pytest.FixtureRequest) -> grpc.Channel:
 @given(data=st.data())
 def test_a_valid_request_is_taken(method: Method, channel: grpc.Channel, data: st.DataObject) -> None:
     """A request that keeps every rule is answered, or refused for a reason of the service's own."""
-    answer = first_answer(channel, method, data.draw(valid(method.request)).SerializeToString())
-    if isinstance(answer, Refusal):
-        assert answer.domain == domain_of(method.service)
+    response = first_answer(channel, method, data.draw(valid(method.request)).SerializeToString())
+    if isinstance(response, Refusal):
+        assert response.domain == domain_of(method.service)
 
 
 @pytest.mark.no_store
@@ -42,10 +42,10 @@ def test_a_valid_request_is_taken(method: Method, channel: grpc.Channel, data: s
 def test_an_invalid_request_is_refused(method: Method, channel: grpc.Channel, data: st.DataObject) -> None:
     """A request that breaks rules is INVALID_REQUEST, and the refusal names the faulty fields and no others."""
     request = data.draw(invalid(method.request))
-    answer = first_answer(channel, method, request.SerializeToString())
-    assert isinstance(answer, Refusal)
-    assert answer.why == ("mesh", "INVALID_REQUEST")
-    assert answer.bad_fields == faulty_fields(request)
+    response = first_answer(channel, method, request.SerializeToString())
+    assert isinstance(response, Refusal)
+    assert response.why == ("mesh", "INVALID_REQUEST")
+    assert response.bad_fields == faulty_fields(request)
 
 
 @pytest.mark.no_store
@@ -56,11 +56,11 @@ def test_a_request_that_is_all_wrong_is_refused(method: Method, channel: grpc.Ch
     request = method.request()
     for _ in range(200):
         getattr(request, field.name).add()
-    answer = first_answer(channel, method, request.SerializeToString())
-    assert isinstance(answer, Refusal)
-    assert answer.why == ("mesh", "INVALID_REQUEST")
-    assert answer.bad_fields
-    assert answer.bad_fields <= faulty_fields(request)
+    response = first_answer(channel, method, request.SerializeToString())
+    assert isinstance(response, Refusal)
+    assert response.why == ("mesh", "INVALID_REQUEST")
+    assert response.bad_fields
+    assert response.bad_fields <= faulty_fields(request)
 
 
 @pytest.mark.no_store
@@ -69,9 +69,9 @@ def test_a_request_that_is_all_wrong_is_refused(method: Method, channel: grpc.Ch
 @given(data=st.data())
 def test_no_bytes_are_the_servers_fault(method: Method, channel: grpc.Channel, data: st.DataObject) -> None:
     """Whatever bytes come, the answer is a message, or a refusal that blames the caller."""
-    answer = first_answer(channel, method, data.draw(st.binary(max_size=100) | damaged(method.request)))
-    if isinstance(answer, Refusal):
-        assert reasons()[answer.why] not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+    response = first_answer(channel, method, data.draw(st.binary(max_size=100) | damaged(method.request)))
+    if isinstance(response, Refusal):
+        assert reasons()[response.why] not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 
 
 @pytest.mark.no_store
@@ -79,9 +79,9 @@ def test_no_bytes_are_the_servers_fault(method: Method, channel: grpc.Channel, d
 def test_what_is_no_message_is_an_invalid_request(method: Method, channel: grpc.Channel) -> None:
     """Bytes that are cut off, or text that is not UTF-8, are INVALID_REQUEST too."""
     for data in (b"\x0a\x24cut off", b"\x0a\x02\xff\xfe", b"\xff\xff\xff\xff"):
-        answer = first_answer(channel, method, data)
-        assert isinstance(answer, Refusal)
-        assert answer.why == ("mesh", "INVALID_REQUEST")
+        response = first_answer(channel, method, data)
+        assert isinstance(response, Refusal)
+        assert response.why == ("mesh", "INVALID_REQUEST")
 
 
 @pytest.mark.no_store

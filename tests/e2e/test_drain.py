@@ -19,8 +19,8 @@ from tests.shop import Shop
 
 RESTARTS = int(os.environ.get("RESTARTS", "3"))  # of each kitchen; `make drain` does more
 CALLERS = 8
-LIMIT = 15.0  # seconds
-PAUSE = 0.02  # seconds between a caller's calls; without it the load starves the kitchens of two cores
+LIMIT_SECONDS = 15.0
+PAUSE_SECONDS = 0.02  # between a caller's calls; without it the load starves the kitchens of two cores
 KITCHEN = "pizza.kitchen.v1.KitchenService"
 SKUS = ("margherita", "diavola")
 
@@ -43,12 +43,12 @@ async def test_restarts_lose_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 answered[ticket.items[0].sku] += 1
             except grpc.aio.AioRpcError as error:
                 failures.append(error)
-            await asyncio.sleep(PAUSE)  # an unpaced load starves the kitchens of two cores
+            await asyncio.sleep(PAUSE_SECONDS)  # an unpaced load starves the kitchens of two cores
 
     async def both_answer() -> None:
         """Waits until each has taken its share of the calls."""
         before = answered.copy()
-        async with asyncio.timeout(LIMIT):
+        async with asyncio.timeout(LIMIT_SECONDS):
             while min(answered[sku] - before[sku] for sku in SKUS) < CALLERS:  # noqa: ASYNC110 # counted above
                 await asyncio.sleep(0.01)
 

@@ -26,7 +26,7 @@ from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceStub
 from pizza.order.v1 import order_service_pb2 as order_pb
 
-from tests.apps import SERVICES, until
+from tests.apps import SERVICES, Clock, in_folder, one_of_each, open_apps, until
 from tests.ports import free_port, is_free
 from tests.postgres import DATABASES, Databases
 from tests.shop import Customer, Shop, customer_of
@@ -36,7 +36,7 @@ from tests.shop import Customer, Shop, customer_of
 async def kitchen(address: str, urls: Mapping[str, str]) -> AsyncIterator[None]:
     """The kitchen, left while it cooks and its feed is read."""
     settings = KitchenSettings(listen=address, database_url=urls["kitchen"])
-    async with kitchen_app(settings, Workload("kitchen", drain=0)) as server:
+    async with kitchen_app(settings, Workload("kitchen", drain_seconds=0)) as server:
         stub = KitchenServiceStub(server.channel(Workload("order")))
         item = kitchen_pb.TicketItem(sku="margherita", quantity=1)
         await stub.SubmitTicket(kitchen_pb.SubmitTicketRequest(ticket_id=str(uuid4()), items=[item]))
@@ -49,7 +49,7 @@ async def kitchen(address: str, urls: Mapping[str, str]) -> AsyncIterator[None]:
 async def delivery(address: str, urls: Mapping[str, str]) -> AsyncIterator[None]:
     """Delivery, left while a courier is on the road and its feed is read."""
     settings = DeliverySettings(listen=address, database_url=urls["delivery"])
-    async with delivery_app(settings, Workload("delivery", drain=0)) as server:
+    async with delivery_app(settings, Workload("delivery", drain_seconds=0)) as server:
         stub = DeliveryServiceStub(server.channel(Workload("order")))
         home = delivery_pb.Address(street="1 Main St", city="Springfield")
         await stub.ScheduleDelivery(delivery_pb.ScheduleDeliveryRequest(delivery_id=str(uuid4()), address=home))
@@ -62,7 +62,7 @@ async def delivery(address: str, urls: Mapping[str, str]) -> AsyncIterator[None]
 async def order(address: str, urls: Mapping[str, str]) -> AsyncIterator[None]:
     """The order service, left while an order is made and watched; kitchen and delivery go with it."""
     async with AsyncExitStack() as stack:
-        me = Workload("order", drain=0)
+        me = Workload("order", drain_seconds=0)
         to_kitchen = await stack.enter_async_context(
             kitchen_app(KitchenSettings(listen=None, database_url=urls["kitchen"]), Workload("kitchen"))
         )
@@ -160,6 +160,35 @@ async def test_a_shop_that_cannot_open_leaves_no_process(tmp_path: Path, monkeyp
             pass
     assert len(started) == len(SERVICES)
     assert None not in [process.poll() for process in started]
+
+
+async def test_nothing_is_left_of_a_reader_that_goes(tmp_path: Path) -> None:
+    """Whoever leaves a watch or a feed has left no task behind, and who reads beside him reads on."""
+    settings = one_of_each(tmp_path)
+    settings["kitchen"]["time_scale"] = 1e-9  # at once, so that there is a delivery too
+    async with open_apps(in_folder(tmp_path), Clock(), **settings) as shop:
+        order_id = str(uuid4())
+        await shop.customer.place(order_id)
+        await shop.customer.until(order_id, "OUT_FOR_DELIVERY")
+        kitchen, delivery = (shop.servers[inner].channel(Workload("order")) for inner in ("kitchen", "delivery"))
+        for watch in (
+            lambda: shop.customer.stub.WatchOrder(order_pb.WatchOrderRequest(order_id=order_id)),
+            lambda: KitchenServiceStub(kitchen).WatchTickets(kitchen_pb.WatchTicketsRequest()),
+            lambda: DeliveryServiceStub(delivery).WatchDeliveries(delivery_pb.WatchDeliveriesRequest()),
+        ):
+            staying = watch()
+            await staying.read()
+            before = asyncio.all_tasks()
+            readers = [watch() for _ in range(5)]
+            for reader in readers:
+                await reader.read()
+            theirs = asyncio.all_tasks() - before
+            assert len(theirs) >= len(readers)
+            for reader in readers:
+                reader.cancel()
+            await shop.customer.place(str(uuid4()))  # ends a wait of the loop's own, if it was among them
+            await until(lambda: all(task.done() for task in theirs), "their tasks have ended")  # noqa: B023 # called here
+            assert not staying.done()
 
 
 def store_threads() -> list[str]:

@@ -11,7 +11,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tests.apps import SERVICES, Apps, Clock, in_folder, one_of_each, open_apps, until
 
 AT_ONCE = 1e-9  # a time scale
-LIMIT = 5.0  # seconds
+LIMIT_SECONDS = 5.0
 
 
 class Meters:
@@ -23,7 +23,7 @@ class Meters:
 
     async def show(self, name: str, attribute: str, wanted: dict[str, float]) -> None:
         """Soon a metric has these numbers, by one of their attributes."""
-        end = time.monotonic() + LIMIT
+        end = time.monotonic() + LIMIT_SECONDS
         while (shown := await asyncio.to_thread(self._read, name, attribute)) != wanted and time.monotonic() < end:  # noqa: ASYNC110 # nobody is told what is counted
             await asyncio.sleep(0.02)
         assert shown == wanted

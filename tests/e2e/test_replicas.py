@@ -11,7 +11,7 @@ from tests.e2e.test_shop import WHOLE_LIFE, rows
 from tests.postgres import Postgres
 from tests.shop import Shop, customer
 
-TAKEN_OVER = 10.0  # seconds, within which the work of a replica that died goes on elsewhere
+TAKEN_OVER_SECONDS = 10.0  # within which the work of a replica that died goes on elsewhere
 
 
 async def test_replicas_lose_no_order_and_double_none(cluster: Postgres, tmp_path: Path) -> None:
@@ -44,6 +44,6 @@ async def test_the_work_of_a_dead_replica_is_taken_over(victim: str, cluster: Po
     async with Shop(tmp_path, "processes", cluster, 2, ORDER_HOLD="0.5") as shop, customer(shop) as ada:
         await asyncio.gather(*map(ada.place, order_ids))
         shop.kill(victim)
-        async with asyncio.timeout(TAKEN_OVER):
+        async with asyncio.timeout(TAKEN_OVER_SECONDS):
             lives = await asyncio.gather(*(ada.until(order_id, "DELIVERED") for order_id in order_ids))
         assert all(life == WHOLE_LIFE[-len(life) :] for life in lives)

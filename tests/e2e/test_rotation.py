@@ -7,15 +7,15 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from grpcmesh import Certificates, Workload, connect, refusal_of
+from grpcmesh import Certificates, Workload, connect, error_info_of
+from grpcmesh.authority import Authority
 from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
 from pizza.kitchen.v1.kitchen_service_pb2_grpc import KitchenServiceStub
 
 from tests.shop import Shop, customer
-from tools.certs import Authority
 
 CUSTOMERS = 4
-LIMIT = 10.0  # seconds
+LIMIT_SECONDS = 10.0
 CHANNELS = 2  # of the order service: to the kitchen and to delivery
 KITCHEN = "pizza.kitchen.v1.KitchenService"
 
@@ -59,8 +59,8 @@ async def answer_of_the_kitchen(shop: Shop, authority: Authority) -> tuple[grpc.
     async with connect(target, KITCHEN, Workload("order", Certificates(folder))) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await KitchenServiceStub(channel).GetTicket(kitchen_pb.GetTicketRequest(ticket_id=str(uuid4())))
-    refusal = refusal_of(refused.value)
-    return refused.value.code(), refusal.reason if refusal else None
+    info = error_info_of(refused.value)
+    return refused.value.code(), info.reason.name if info else None
 
 
 def log(shop: Shop) -> str:
@@ -68,6 +68,6 @@ def log(shop: Shop) -> str:
 
 
 async def reaches(count: Callable[[], int], least: int) -> None:
-    async with asyncio.timeout(LIMIT):
+    async with asyncio.timeout(LIMIT_SECONDS):
         while count() < least:  # noqa: ASYNC110 # it is another process's log, of which nothing tells
             await asyncio.sleep(0.05)

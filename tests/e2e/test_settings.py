@@ -16,7 +16,7 @@ from tests.shop import Shop, customer
 from tests.stores.kinds import PROVIDERS, WORK
 from tests.stores.kinds import Provider as Kind
 
-DRAIN = 1.2  # seconds, longer than the stop of a process with nothing to do would take
+DRAIN_SECONDS = 1.2  # longer than the stop of a process with nothing to do would take
 MICROSECONDS = 1_000_000
 EARLY = int((NOW + timedelta(hours=1)).timestamp()) * MICROSECONDS
 
@@ -79,7 +79,7 @@ async def test_processes_that_take_orders_go_by_their_settings(tmp_path: Path) -
     async def levels(topology: str, program: str, level: str) -> set[str]:
         folder = tmp_path / f"{program} {level}"
         folder.mkdir()
-        shop = Shop(folder, topology, ORDER_LOG_LEVEL=level, MESH_DRAIN=f"{DRAIN}")
+        shop = Shop(folder, topology, ORDER_LOG_LEVEL=level, MESH_DRAIN=f"{DRAIN_SECONDS}")
         try:
             await shop.start(program)  # without a kitchen
             async with customer(shop) as ada:
@@ -89,7 +89,7 @@ async def test_processes_that_take_orders_go_by_their_settings(tmp_path: Path) -
         finally:
             start = time.monotonic()
             await asyncio.to_thread(shop.stop)
-        assert time.monotonic() - start >= DRAIN, program
+        assert time.monotonic() - start >= DRAIN_SECONDS, program
         return {line["level"] for line in shop.log(program)}
 
     assert [
@@ -104,11 +104,11 @@ async def test_processes_that_take_orders_go_by_their_settings(tmp_path: Path) -
 @pytest.mark.parametrize("service", KINDS)
 def test_a_process_that_is_asked_goes_by_its_settings(service: str, tmp_path: Path) -> None:
     """A command that comes again is logged at INFO, not at ERROR; and the process's stop lasts as long as its drain."""
-    environment = {f"{service.upper()}_LOG_LEVEL": "ERROR", "MESH_DRAIN": f"{DRAIN}"}
+    environment = {f"{service.upper()}_LOG_LEVEL": "ERROR", "MESH_DRAIN": f"{DRAIN_SECONDS}"}
     with running(service, tmp_path, **environment) as process:
         for _ in range(2):
             Provider(KINDS[service], process.channel).submit("margherita", "00000000-0000-4000-8000-000000000000")
         start = time.monotonic()
         assert process.terminate() == 0
-    assert time.monotonic() - start >= DRAIN
+    assert time.monotonic() - start >= DRAIN_SECONDS
     assert (tmp_path / f"{service}.log").read_text() == ""

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from grpcmesh import refusal_of
+from grpcmesh import error_info_of
 from kitchen.config import Settings as KitchenSettings
 from order.config import Settings as OrderSettings
 from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
@@ -98,9 +98,9 @@ async def test_an_order_on_its_way_cannot_be_cancelled(topology: str, tmp_path: 
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await ada.cancel(order_id)
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        refusal = refusal_of(refused.value)
-        assert refusal is not None
-        assert (refusal.reason, refusal.metadata) == ("NOT_CANCELLABLE", {"state": "OUT_FOR_DELIVERY"})
+        info = error_info_of(refused.value)
+        assert info is not None
+        assert (info.reason.name, info.metadata) == ("NOT_CANCELLABLE", {"state": "OUT_FOR_DELIVERY"})
         order = (await ada.stub.GetOrder(pb.GetOrderRequest(order_id=order_id))).order
         assert order.state == pb.ORDER_STATE_OUT_FOR_DELIVERY
 
@@ -201,12 +201,12 @@ async def test_the_inner_services_are_not_reached_from_outside(tmp_path: Path) -
         async with grpc.aio.insecure_channel(shop.target) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await KitchenServiceStub(channel).GetTicket(kitchen_pb.GetTicketRequest(ticket_id=str(uuid4())))
-            assert (refused.value.code(), refusal_of(refused.value)) == (grpc.StatusCode.UNIMPLEMENTED, None)
+            assert (refused.value.code(), error_info_of(refused.value)) == (grpc.StatusCode.UNIMPLEMENTED, None)
         for inner in ("kitchen", "delivery"):
             async with grpc.aio.insecure_channel(f"127.0.0.1:{shop.ports[inner]}") as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await KitchenServiceStub(channel).GetTicket(kitchen_pb.GetTicketRequest(ticket_id=str(uuid4())))
-                assert (refused.value.code(), refusal_of(refused.value)) == (grpc.StatusCode.UNAVAILABLE, None)
+                assert (refused.value.code(), error_info_of(refused.value)) == (grpc.StatusCode.UNAVAILABLE, None)
 
 
 @pytest.mark.parametrize(

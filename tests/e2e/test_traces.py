@@ -13,6 +13,7 @@ import pytest
 from delivery.app import delivery_app
 from delivery.config import Settings as DeliverySettings
 from grpcmesh import Certificates, Channel, Tracing, Workload, connect
+from grpcmesh.authority import Authority
 from grpcmesh.contract import ANYONE, service_methods
 from kitchen.app import kitchen_app
 from kitchen.config import Settings as KitchenSettings
@@ -29,7 +30,6 @@ from tests import jaeger
 from tests.jaeger import Jaeger
 from tests.ports import free_port
 from tests.shop import TOPOLOGIES, Customer, Shop, customer, customer_of
-from tools.certs import Authority
 
 ORDER = "pizza.order.v1.OrderService"
 SERVICES = (ORDER, KITCHEN, DELIVERY)
@@ -94,7 +94,7 @@ async def open_shop(reach: str, folder: Path, spans: InMemorySpanExporter) -> As
     def workload(name: str) -> Workload:
         authority.write(folder / name, name)
         certificates = Certificates(folder / name) if wire else None
-        return Workload(name, certificates, Tracing(name, SimpleSpanProcessor(spans)), drain=0)
+        return Workload(name, certificates, Tracing(name, SimpleSpanProcessor(spans)), drain_seconds=0)
 
     def address() -> str:
         return f"127.0.0.1:{free_port()}"

@@ -20,9 +20,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 ROOT = Path(__file__).parents[2]
 HOLDS = {"order": {"order", "kitchen", "delivery"}, "kitchen": {"kitchen"}, "delivery": {"delivery"}}
 """Of each service, the contracts that it serves or calls."""
-_BUILD_LIMIT = 600  # seconds; the first one downloads
-_START_LIMIT = 60.0  # seconds
-_STOP_LIMIT = 20  # seconds, after which Docker kills
+_BUILD_LIMIT_SECONDS = 600  # the first one downloads
+_START_LIMIT_SECONDS = 60.0
+_STOP_LIMIT_SECONDS = 20  # after which Docker kills
 
 _FOREIGN = ("all_in_one", "pizza_cli", "pip", "ensurepip", "pytest", "grpc_tools", "hatchling", "watchfiles")
 _LOOK = """
@@ -39,7 +39,9 @@ print(json.dumps({
 
 def docker(*arguments: str) -> str:
     """What docker prints; the test fails with what it complains of."""
-    done = subprocess.run(["docker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=_BUILD_LIMIT)
+    done = subprocess.run(
+        ["docker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=_BUILD_LIMIT_SECONDS
+    )
     assert done.returncode == 0, done.stderr or done.stdout
     return done.stdout
 
@@ -80,7 +82,7 @@ def inspect(name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(_BUILD_LIMIT)
+@pytest.mark.timeout(_BUILD_LIMIT_SECONDS)
 def test_an_image_holds_its_service_alone(service: str) -> None:
     """Its own package and contracts, nothing of others, nothing that installs or compiles; not as root."""
     python = ("run", "--rm", "--read-only", f"pizza-{service}:test", "python", "-c")
@@ -94,10 +96,10 @@ def test_an_image_holds_its_service_alone(service: str) -> None:
     }
 
 
-@pytest.mark.timeout(_BUILD_LIMIT)
+@pytest.mark.timeout(_BUILD_LIMIT_SECONDS)
 def test_an_image_starts_tells_its_health_and_stops(service: str, container: str) -> None:
     """Docker finds it healthy by its HEALTHCHECK, it says that it serves, and SIGTERM ends it with status 0."""
-    end = time.monotonic() + _START_LIMIT
+    end = time.monotonic() + _START_LIMIT_SECONDS
     while (state := inspect(container)["State"])["Health"]["Status"] != "healthy":
         assert state["Running"], logs(container)
         assert time.monotonic() < end, state
@@ -106,7 +108,7 @@ def test_an_image_starts_tells_its_health_and_stops(service: str, container: str
     with grpc.insecure_channel(address) as channel:
         stub: Any = HealthStub(channel)  # whose types lack its methods
         assert stub.Check(HealthCheckRequest(), timeout=10).status == HealthCheckResponse.SERVING
-    docker("stop", f"--time={_STOP_LIMIT}", container)
+    docker("stop", f"--time={_STOP_LIMIT_SECONDS}", container)
     assert inspect(container)["State"]["ExitCode"] == 0, logs(container)
     assert not [line for line in logs(container) if line["level"] not in ("debug", "info")]
 

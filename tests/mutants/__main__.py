@@ -19,7 +19,7 @@ PACKAGES = ("libs/grpcmesh", "libs/txstore", "services/order", "services/kitchen
 PATHS = (*PACKAGES, "services/all_in_one", "cli", "gen/python", ".")
 SHARED = (".venv", "third_party")
 """What git does not have, and a copy may use as it is."""
-_LIMIT = 600  # seconds for a command
+_LIMIT_SECONDS = 600  # for a command
 _FAILED = 1  # pytest's status where a test has failed; any other says that it could not be run
 
 
@@ -59,10 +59,10 @@ class Copy:
             words += ["-q", "-x", "-p", "no:cacheprovider"]
         try:
             done = subprocess.run(
-                words, cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=_LIMIT
+                words, cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=_LIMIT_SECONDS
             )
         except subprocess.TimeoutExpired:
-            return f"not done after {_LIMIT} s: {command}"
+            return f"not done after {_LIMIT_SECONDS} s: {command}"
         if done.returncode == 0:
             return f"passes: {command}"
         if words[0] == "pytest" and done.returncode != _FAILED:

@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pb2 import (
     MethodDescriptorProto,
     MethodOptions,
 )
-from grpcmesh.breaking import Contract, breaks
+from grpcmesh.build.breaking import Revision, breaks
 from mesh.v1 import policy_pb2
 from pizza.kitchen.v1 import kitchen_service_pb2
 
@@ -49,7 +49,7 @@ BOX = """
 """What the kitchen's contract does without: rules of messages inside messages, of lists, of maps, of allowed values."""
 
 
-def revision(change: Change = lambda _: None) -> Contract:
+def revision(change: Change = lambda _: None) -> Revision:
     """The kitchen's contract and a box, with a change, in a revision of its own."""
     files: dict[str, FileDescriptorProto] = {}
 
@@ -62,7 +62,7 @@ def revision(change: Change = lambda _: None) -> Contract:
     kitchen = files[kitchen_service_pb2.DESCRIPTOR.name]
     text_format.Parse(BOX, kitchen.message_type.add())
     change(kitchen)
-    return Contract(FileDescriptorSet(file=files.values()))
+    return Revision(FileDescriptorSet(file=files.values()))
 
 
 def method(file: FileDescriptorProto, name: str) -> MethodDescriptorProto:

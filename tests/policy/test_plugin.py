@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.compiler.plugin_pb2 import CodeGeneratorRequest, CodeGeneratorResponse
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, MethodOptions
-from grpcmesh.plugin import generate
+from grpcmesh.build.plugin import generate
 from mesh.v1 import policy_pb2
 from pizza.delivery.v1 import delivery_service_pb2
 from pizza.kitchen.v1 import kitchen_service_pb2
@@ -71,15 +71,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
 def test_a_contract_that_cannot_be_enforced_is_refused(fault: str) -> None:
     """Nothing is generated; the error names the file and what is wrong in it."""
     change, complaint = REFUSED[fault]
-    answer = generated(change)
-    assert answer.error == f"{KITCHEN}: {complaint}"
-    assert not answer.file
+    response = generated(change)
+    assert response.error == f"{KITCHEN}: {complaint}"
+    assert not response.file
 
 
 def test_callers_become_network_policies() -> None:
     """Who may call a method may reach its workload; where anyone may, the port is open to all."""
-    answer = generated(lambda file: policy(file).callers.append("delivery"))
-    policies = {file.name: file.content for file in answer.file if file.name.endswith("network-policy.yaml")}
+    response = generated(lambda file: policy(file).callers.append("delivery"))
+    policies = {file.name: file.content for file in response.file if file.name.endswith("network-policy.yaml")}
     kitchen = policies["k8s/kitchen/network-policy.yaml"]
     callers = [line.split()[-1] for line in kitchen.partition("from:")[2].splitlines() if "name:" in line]
     assert callers == ["delivery", "order"]
@@ -96,8 +96,8 @@ def test_a_network_policy_is_a_kustomize_base() -> None:
 
 def test_attempts_become_retries() -> None:
     """A method that may be attempted once has no retry policy; the others retry UNAVAILABLE alone."""
-    answer = generated(lambda file: setattr(policy(file), "max_attempts", 1))
-    (text,) = (file.content for file in answer.file if file.name == "service_config/kitchen.json")
+    response = generated(lambda file: setattr(policy(file), "max_attempts", 1))
+    (text,) = (file.content for file in response.file if file.name == "service_config/kitchen.json")
     methods = {entry["name"][0]["method"]: entry["retryPolicy"] for entry in json.loads(text)["methodConfig"]}
     assert methods.keys() == {"SubmitTicket", "CancelTicket", "WatchTickets"}
     assert {tuple(retry["retryableStatusCodes"]) for retry in methods.values()} == {("UNAVAILABLE",)}

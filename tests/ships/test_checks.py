@@ -30,7 +30,7 @@ CI = (
 TARGETS = {
     "breaking": "breaking main",
     "bench": "python3 bench/",
-    "certs": "python3 tools/certs.py",
+    "certs": "python3 -m grpcmesh.authority",
     "chaos": "python -m tests.chaos",
     "deploy": "deploy",
     "drain": "pytest",

@@ -58,7 +58,7 @@ def test_no_pod_is_ready_without_being_asked(shop: Rendered) -> None:
 def test_a_pod_stops_before_it_is_killed(shop: Rendered, service: str) -> None:
     """The drain is set, and with the server's grace it is over well before the kubelet kills."""
     deployment = shop.one("Deployment", service)
-    grace = inspect.signature(grpcmesh.Server).parameters["grace"].default
+    grace = inspect.signature(grpcmesh.Server).parameters["grace_seconds"].default
     environment = shop.environment(deployment)
     assert "MESH_DRAIN" in environment
     assert float(environment["MESH_DRAIN"]) + grace + _EXPORT <= pod(deployment)["terminationGracePeriodSeconds"]
@@ -107,7 +107,7 @@ def test_settings_are_read_and_taken(shop: Rendered, service: str, monkeypatch: 
     assert pod(deployment).get("enableServiceLinks") is False
     config = import_module(f"{service}.config")
     fields = {f"{service}_{field}".upper() for field in config.Settings.model_fields}
-    mesh = "".join(path.read_text() for path in Path(grpcmesh.__file__).parent.glob("*.py"))
+    mesh = "".join(path.read_text() for path in Path(grpcmesh.__file__).parent.rglob("*.py"))
     environment = shop.environment(deployment)
     for key, value in environment.items():
         assert key in fields or f'"{key}"' in mesh or key.startswith("OTEL_"), key

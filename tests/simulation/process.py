@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from order.clients import Unreachable
 
-from tests.simulation.world import CALL_TIMEOUT, World
+from tests.simulation.world import CALL_TIMEOUT_SECONDS, World
 
 T = TypeVar("T")
 Q = TypeVar("Q")
@@ -78,7 +78,7 @@ class Process:
             self.kill()
         return not self.alive
 
-    def answer(self, future: "asyncio.Future[Any]", outcome: Any) -> None:
+    def response(self, future: "asyncio.Future[Any]", outcome: Any) -> None:
         """The process hears what came of something."""
         self._when_awake(partial(_settle, future, outcome))
 
@@ -92,14 +92,14 @@ class Process:
 
     async def trip(self) -> None:
         """Waits for as long as a message takes to this process."""
-        await self.effect(lambda future: self._loop.call_later(self.world.latency(), self.answer, future, None))
+        await self.effect(lambda future: self._loop.call_later(self.world.latency(), self.response, future, None))
 
     async def call(self, callee: Callee, method: Callable[[Q], T], request: Q, name: str) -> T:
         """Calls a method of another service; raises what it raises, or Unreachable."""
         timer: list[asyncio.TimerHandle] = []
 
         def begin(future: "asyncio.Future[T]") -> None:
-            timer.append(self._loop.call_later(CALL_TIMEOUT, self.answer, future, Unreachable("timeout")))
+            timer.append(self._loop.call_later(CALL_TIMEOUT_SECONDS, self.response, future, Unreachable("timeout")))
             if not self.crashes():
                 self._send(callee, partial(method, request), f"{callee.name} {method.__name__} {name}", future)
 
@@ -121,7 +121,7 @@ class Process:
         lost = self.world.happens(self.world.faults.lose)
         self.world.tell(self.name, words, "->", outcome, "which is lost" if lost else "")
         if not self.crashes() and not lost:
-            self._loop.call_later(self.world.latency(), self.answer, future, outcome)
+            self._loop.call_later(self.world.latency(), self.response, future, outcome)
 
 
 def outcome_of(work: Callable[[], Any]) -> Any:

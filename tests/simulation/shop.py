@@ -14,7 +14,7 @@ from txstore import StoreUnavailable
 from tests.simulation.database import Database
 from tests.simulation.process import Process
 from tests.simulation.providers import Provider, SimulatedDelivery, SimulatedKitchen
-from tests.simulation.world import CALL_TIMEOUT, World
+from tests.simulation.world import CALL_TIMEOUT_SECONDS, World
 
 PIZZA = "margherita"
 NO_RECIPE = "unicorn"
@@ -115,7 +115,7 @@ class Customer:
             process, store = self._shop.processes[-1]
             try:
                 if process.alive:
-                    async with asyncio.timeout(CALL_TIMEOUT):
+                    async with asyncio.timeout(CALL_TIMEOUT_SECONDS):
                         await call(store)
                         return True
             except (TimeoutError, StoreUnavailable):

@@ -19,12 +19,12 @@ from tests.simulation.database import Database, RealDatabase, real_engine
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.model import ModelDatabase, ModelStore
 from tests.simulation.shop import Customer, Shop
-from tests.simulation.world import CALL_TIMEOUT, Faults, World
+from tests.simulation.world import CALL_TIMEOUT_SECONDS, Faults, World
 
-_TROUBLE = 20.0  # seconds in which orders are placed and faults happen
-_CALM = 180  # seconds: more than the longest backoff, lease, check and work, one after the other
-_AFTERMATH = 5 * CALL_TIMEOUT  # seconds in which whatever is still on its way arrives
-NEVER = 1e6  # seconds: later than any schedule ends
+_TROUBLE_SECONDS = 20.0  # in which orders are placed and faults happen
+_CALM_SECONDS = 180  # more than the longest backoff, lease, check and work, one after the other
+_AFTERMATH = 5 * CALL_TIMEOUT_SECONDS  # seconds in which whatever is still on its way arrives
+NEVER_SECONDS = 1e6  # later than any schedule ends
 
 
 Databases = Callable[[World], Database]
@@ -86,7 +86,7 @@ def failures(seeds: Iterable[int], database: Databases) -> Iterator[Result]:
 async def _schedule(random: Random, database: Databases, story: list[str] | None) -> list[str]:
     world = World(random, story)
     # News alone must do, which checks would hide: those are there for what is lost with a database.
-    check_after = random.choice((5.0, 60.0)) if world.loses_databases else NEVER
+    check_after = random.choice((5.0, 60.0)) if world.loses_databases else NEVER_SECONDS
     with _log_told(world):
         shop = Shop(world, database(world), check_after)
         customers = [Customer(shop, f"order-{number}") for number in range(1, random.randint(1, 4) + 1)]
@@ -94,10 +94,10 @@ async def _schedule(random: Random, database: Databases, story: list[str] | None
         async with asyncio.TaskGroup() as group:
             for customer in customers:
                 group.create_task(customer.visit())
-            await asyncio.sleep(_TROUBLE)
+            await asyncio.sleep(_TROUBLE_SECONDS)
             world.tell("faults end")
             world.faults = Faults()
-        for _ in range(_CALM):
+        for _ in range(_CALM_SECONDS):
             if settled(shop):
                 break
             await asyncio.sleep(1)
@@ -111,7 +111,7 @@ def _plan_accidents(shop: Shop) -> None:
 
     def perhaps(likelihood: float, accident: Callable[..., None], *arguments: float) -> None:
         if shop.world.happens(likelihood):
-            loop.call_later(random.uniform(0, _TROUBLE / 2), accident, *arguments)
+            loop.call_later(random.uniform(0, _TROUBLE_SECONDS / 2), accident, *arguments)
 
     for provider in (shop.kitchen, shop.delivery):
         perhaps(0.3, provider.go_away, random.uniform(0, 10))

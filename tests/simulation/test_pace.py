@@ -22,11 +22,11 @@ from sqlalchemy import Engine
 from tests.simulation.database import RealDatabase, real_engine
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.process import Process
-from tests.simulation.world import CALL_TIMEOUT, Faults, World
+from tests.simulation.world import CALL_TIMEOUT_SECONDS, Faults, World
 
 MENU = Menu((MenuItem("margherita", "Pizza Margherita", Money("EUR", 8)),))
 HOME = Address("1 Main St", "Springfield", "")
-SOON = 0.2  # seconds, in which a few transactions are done
+SOON_SECONDS = 0.2  # in which a few transactions are done
 HOUR = timedelta(hours=1)
 BOUNDS = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0]
 """Seconds that may pass at most before each further attempt."""
@@ -137,7 +137,7 @@ async def test_a_step_is_tried_again_ever_later(engine: Engine) -> None:
     process = shop.start()
     await asyncio.sleep(sum(BOUNDS) + 1)
     process.stop()
-    assert shop.waits() == pytest.approx(BOUNDS, abs=SOON)
+    assert shop.waits() == pytest.approx(BOUNDS, abs=SOON_SECONDS)
 
 
 @simulated
@@ -151,7 +151,7 @@ async def test_no_two_wait_alike(engine: Engine) -> None:
         await asyncio.sleep(1 if fraction == 0 else sum(BOUNDS) / 2 + 1)
         process.stop()
         waits = shop.waits()[: len(BOUNDS)]
-        assert waits == pytest.approx([fraction * bound for bound in BOUNDS], abs=SOON)
+        assert waits == pytest.approx([fraction * bound for bound in BOUNDS], abs=SOON_SECONDS)
 
 
 @simulated
@@ -163,7 +163,7 @@ async def test_a_feed_that_is_away_is_asked_ever_later(engine: Engine) -> None:
     await asyncio.sleep(sum(BOUNDS) + 1)
     process.stop()
     waits = [after - before for before, after in pairwise(shop.readings[::2])]  # kitchen and delivery in turn
-    assert waits == pytest.approx([0.1, *BOUNDS], abs=SOON)
+    assert waits == pytest.approx([0.1, *BOUNDS], abs=SOON_SECONDS)
 
 
 @simulated
@@ -173,9 +173,9 @@ async def test_a_step_that_fails_is_given_up_in_time(engine: Engine) -> None:
     shop.error, shop.patience = Faulty("broken"), Patience(HOUR, give_up_after=timedelta(seconds=60))
     await shop.place()
     process = shop.start()
-    await asyncio.sleep(60 - SOON)
+    await asyncio.sleep(60 - SOON_SECONDS)
     assert shop.order().state is OrderState.PLACED
-    await asyncio.sleep(BOUNDS[-1] + 2 * SOON)
+    await asyncio.sleep(BOUNDS[-1] + 2 * SOON_SECONDS)
     process.stop()
     assert (shop.order().state, shop.order().failure) == (OrderState.FAILED, "given up: broken")
 
@@ -189,7 +189,7 @@ async def test_silence_is_never_a_reason_to_give_up(engine: Engine) -> None:
     process = shop.start()
     await asyncio.sleep(200)
     shop.error = None
-    await asyncio.sleep(BOUNDS[-1] + SOON)
+    await asyncio.sleep(BOUNDS[-1] + SOON_SECONDS)
     process.stop()
     assert shop.order().step is Step.CHECK_TICKET
 
@@ -205,14 +205,14 @@ async def test_without_news_an_order_is_asked_about(engine: Engine) -> None:
     assert shop.checks == []
     await asyncio.sleep(65)
     process.stop()
-    assert shop.checks == pytest.approx([30, 60, 90], abs=SOON)
+    assert shop.checks == pytest.approx([30, 60, 90], abs=SOON_SECONDS)
 
 
 @simulated
 async def test_a_step_that_is_under_way_is_left_to_its_replica(engine: Engine) -> None:
     """Of two replicas one submits an order, also where the kitchen takes as long as its contract allows."""
     shop = Shop(engine, replicas=2)
-    shop.seconds = CALL_TIMEOUT
+    shop.seconds = CALL_TIMEOUT_SECONDS
     await shop.place()
     processes = [shop.start(), shop.start()]
     await asyncio.sleep(30)
@@ -225,7 +225,7 @@ async def test_a_step_that_is_under_way_is_left_to_its_replica(engine: Engine) -
 async def test_the_step_of_a_dead_replica_is_done_by_another(engine: Engine) -> None:
     """Some seconds after the one that had begun it was killed: once a call that it had made must have ended."""
     shop = Shop(engine, replicas=2)
-    shop.seconds = CALL_TIMEOUT
+    shop.seconds = CALL_TIMEOUT_SECONDS
     await shop.place()
     first = shop.start()
     await asyncio.sleep(1)
@@ -234,7 +234,7 @@ async def test_the_step_of_a_dead_replica_is_done_by_another(engine: Engine) -> 
     await asyncio.sleep(10)
     second.stop()
     begun, again = shop.submissions
-    assert CALL_TIMEOUT < again - begun < CALL_TIMEOUT + 3
+    assert CALL_TIMEOUT_SECONDS < again - begun < CALL_TIMEOUT_SECONDS + 3
 
 
 @simulated

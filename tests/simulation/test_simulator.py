@@ -9,7 +9,7 @@ from order.domain import Address, Line, OrderState
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.process import Process
 from tests.simulation.shop import PIZZA, Shop
-from tests.simulation.simulator import NEVER, databases, failures, run
+from tests.simulation.simulator import NEVER_SECONDS, databases, failures, run
 from tests.simulation.world import Faults, World
 
 each_store = pytest.mark.parametrize("store", ["model", "real"])
@@ -43,7 +43,7 @@ def test_what_falls_due_unannounced_is_done(store: str) -> None:
     async def order_unannounced() -> OrderState:
         world = World(Random(1), story=None)
         world.faults = Faults()
-        shop = Shop(world, database(world), NEVER)
+        shop = Shop(world, database(world), NEVER_SECONDS)
         await asyncio.sleep(1)
         address = Address("1 Main St", "Springfield", "")
         order = shop.menu.order("id", "ada", (Line(PIZZA, 1),), address, world.clock())

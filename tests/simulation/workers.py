@@ -64,7 +64,7 @@ class SimulatedWorkers:
         self._last_answer = self._later_than(self._last_answer)
         for call in calls:
             outcome = outcomes.get(call) if outcomes else StoreUnavailable("no answer")
-            self._loop.call_at(self._last_answer, process.answer, call.result, outcome)
+            self._loop.call_at(self._last_answer, process.response, call.result, outcome)
 
     def _later_than(self, moment: float) -> float:
         """Some 2 ms from now, and after `moment`: timers of one instant run in no certain order."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-CALL_TIMEOUT = 2.0  # seconds, as the contract says of every command
+CALL_TIMEOUT_SECONDS = 2.0  # as the contract says of every command
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class World:
     def latency(self) -> float:
         """Seconds that a message takes: 5 ms on average, unless it is slow."""
         if self.happens(self.faults.slow):
-            return self.random.uniform(0, 3 * CALL_TIMEOUT)
+            return self.random.uniform(0, 3 * CALL_TIMEOUT_SECONDS)
         return self.random.expovariate(200)
 
     def tell(self, *words: object) -> None:

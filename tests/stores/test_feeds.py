@@ -15,7 +15,7 @@ from tests.stores.kinds import CAPACITY, NOW, PROVIDERS, WORK, Provider, Store, 
 ROUNDS = 10
 WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
 """Transactions that wait for another one."""
-LIMIT = 10.0  # seconds
+LIMIT_SECONDS = 10.0
 PAGES = 600  # entries: more than two pages of a feed
 
 pytestmark = pytest.mark.parametrize("kind", PROVIDERS, ids=lambda kind: kind.service)
@@ -129,7 +129,7 @@ async def test_work_and_cancellation_wait_for_each_other(
         under_way = []
         for number, name in enumerate(sorted(calls, key=lambda name: name != first), 1):
             under_way.append(asyncio.create_task(settle(calls[name], kind.not_cancellable)))
-            async with asyncio.timeout(LIMIT):
+            async with asyncio.timeout(LIMIT_SECONDS):
                 while connection.scalar(WAITING) < number:  # noqa: ASYNC110 # Postgres tells by itself nothing
                     await asyncio.sleep(0.01)
     await asyncio.gather(*under_way)

@@ -26,7 +26,7 @@ from tests.stores.kinds import KINDS, Kind, Store, Thing
 
 IDLE = {"ORDER_HOLD": "1e6", "DELIVERY_FLEET": f"{DATA}/busy_fleet.toml"}
 """Has services leave alone what they store."""
-STOP_LIMIT = 30.0  # seconds
+STOP_LIMIT_SECONDS = 30.0
 
 Stores = Sequence[tuple[Kind, Store]]
 
@@ -71,7 +71,7 @@ async def test_a_stalled_database_holds_nobody_up(victim: Postgres, stores: Stor
         gets = await asyncio.gather(*(store.get(id_) for _ in range(50)), return_exceptions=True)
         adding = (kind.add(store, thing) for thing in during[kind.service])
         adds = await asyncio.gather(*adding, return_exceptions=True)
-        assert {type(answer) for answer in (*gets, *adds)} == {StoreUnavailable}, kind.service
+        assert {type(response) for response in (*gets, *adds)} == {StoreUnavailable}, kind.service
 
     with victim.stalled():
         async with asyncio.timeout(6):  # this stall would not end by itself, and the machine may be slow
@@ -221,4 +221,4 @@ def test_services_stop_while_their_database_is_stalled(victim: Postgres, tmp_pat
         with victim.stalled():
             for service in services:
                 service.process.process.terminate()
-            assert [service.process.process.wait(STOP_LIMIT) for service in services] == [0, 0, 0]
+            assert [service.process.process.wait(STOP_LIMIT_SECONDS) for service in services] == [0, 0, 0]

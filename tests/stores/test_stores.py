@@ -66,29 +66,29 @@ async def test_one_of_many_takes_an_id(kind: Kind, replicas: tuple[Store, Store]
     """Of two contents added with one id at once, by both replicas, one is stored and the other refused."""
     id_ = str(uuid4())
     adding = [kind.add(replica, kind.new(id_, content)) for replica in replicas for content in (1, 2, 1, 2)]
-    answers = await asyncio.gather(*adding, return_exceptions=True)
+    responses = await asyncio.gather(*adding, return_exceptions=True)
     stored = await replicas[0].get(id_)
-    assert [answer for answer in answers if not isinstance(answer, kind.taken)] == [stored] * 4
+    assert [response for response in responses if not isinstance(response, kind.taken)] == [stored] * 4
 
 
 async def test_one_that_fails_fails_alone(kind: Kind, replicas: tuple[Store, Store]) -> None:
     """Among things added at once, one that the database refuses is refused, and all others are stored."""
     store, things, bad = replicas[0], [kind.make() for _ in range(20)], None
     things[7] = replace(things[7], traceparent=bad)
-    answers: list[Any] = await asyncio.gather(*(kind.add(store, thing) for thing in things), return_exceptions=True)
-    assert isinstance(answers[7], sa.exc.IntegrityError)
-    del answers[7], things[7]
-    assert answers == things
+    responses: list[Any] = await asyncio.gather(*(kind.add(store, thing) for thing in things), return_exceptions=True)
+    assert isinstance(responses[7], sa.exc.IntegrityError)
+    del responses[7], things[7]
+    assert responses == things
     assert [await store.get(kind.id_of(thing)) for thing in things] == things
 
 
 async def test_more_than_can_be_done_is_refused_at_once(kind: Kind, replicas: tuple[Store, Store]) -> None:
     """Of very many things added at once some are refused as too many; all that were not are stored."""
     store, things = replicas[0], [kind.make() for _ in range(1200)]
-    answers = await asyncio.gather(*(kind.add(store, thing) for thing in things), return_exceptions=True)
-    refused = [answer for answer in answers if isinstance(answer, Exception)]
+    responses = await asyncio.gather(*(kind.add(store, thing) for thing in things), return_exceptions=True)
+    refused = [response for response in responses if isinstance(response, Exception)]
     assert 0 < len(refused) < len(things)
-    assert {type(answer) for answer in refused} == {StoreOverloaded}
-    stored = [answer for answer in answers if not isinstance(answer, Exception)]
+    assert {type(response) for response in refused} == {StoreOverloaded}
+    stored = [response for response in responses if not isinstance(response, Exception)]
     for some in (stored[:100], stored[-100:]):
         assert await asyncio.gather(*(store.get(kind.id_of(thing)) for thing in some)) == some

@@ -3,10 +3,18 @@
 from grpcmesh import logs
 from grpcmesh.client import Channel, connect
 from grpcmesh.contract import ContractError, Reason, reason
-from grpcmesh.errors import INVALID_REQUEST, OVERLOADED, STORE_UNAVAILABLE, DomainError, Refusal, StartError, refusal_of
+from grpcmesh.errors import (
+    INVALID_REQUEST,
+    OVERLOADED,
+    STORE_UNAVAILABLE,
+    ErrorInfo,
+    Errors,
+    SupportsErrorInfo,
+    error_info_of,
+)
 from grpcmesh.identity import Certificates
 from grpcmesh.metrics import Metrics
-from grpcmesh.process import run, stop_requested
+from grpcmesh.process import StartError, run, stop_requested
 from grpcmesh.server import Server
 from grpcmesh.tracing import Tracing
 from grpcmesh.workload import Workload
@@ -18,18 +26,19 @@ __all__ = [
     "Certificates",
     "Channel",
     "ContractError",
-    "DomainError",
+    "ErrorInfo",
+    "Errors",
     "Metrics",
     "Reason",
-    "Refusal",
     "Server",
     "StartError",
+    "SupportsErrorInfo",
     "Tracing",
     "Workload",
     "connect",
+    "error_info_of",
     "logs",
     "reason",
-    "refusal_of",
     "run",
     "stop_requested",
 ]

@@ -11,8 +11,8 @@ from google.protobuf.message import Message
 
 from grpcmesh import deadlines, tasks
 from grpcmesh.contract import Method, find_method, service_methods
-from grpcmesh.errors import StartError
 from grpcmesh.identity import Certificates
+from grpcmesh.process import StartError
 from grpcmesh.service_config import service_config
 from grpcmesh.tracing import Tracing, end_client_span, inject
 from grpcmesh.workload import Workload
@@ -24,16 +24,18 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
-_ROTATION_CHECK = 1.0  # seconds
-_MARGIN = 1.0  # seconds
+_ROTATION_CHECK_SECONDS = 1.0
+_RETIREMENT_MARGIN_SECONDS = 1.0
 _log = structlog.get_logger("grpcmesh")
 
 
 def connect(target: str, service: str, caller: Workload) -> "Channel":
-    """A channel of the workload `caller` to a service such as "pizza.kitchen.v1.KitchenService". Nothing is called yet.
+    """Returns a channel of the workload `caller` to a service such as "pizza.kitchen.v1.KitchenService".
 
-    `target` is a name as gRPC takes them: "dns:///kitchen:8081". With certificates, the server must show that it is the
-    workload that serves the contract, wherever it runs. Raises StartError where gRPC refuses the service config.
+    `target` is a name as gRPC takes them: "dns:///kitchen:8081"; nothing is dialled yet. With certificates, the server
+    must show that it is the workload that serves the contract, wherever it runs. Retries (gRFC A6), load balancing,
+    outlier detection (A50) and health checks (A17) are the contract's. Raises ContractError where that says too little,
+    StartError where gRPC refuses what is made of it or the certificates cannot be read.
     """
     certificates = caller.certificates
     methods = service_methods(service)
@@ -56,8 +58,9 @@ def connect(target: str, service: str, caller: Workload) -> "Channel":
 class Channel(grpc.aio.Channel):
     """A channel that keeps the contract on the caller's side: requests are of their type, every call has a deadline.
 
-    The policy is looked up when a stub is made, once per method. What a call returns is the inner channel's own call
-    object, so its life is as gRPC has it. Where certificates change, a new inner channel takes the calls from then on.
+    A request of another type is a TypeError. What a call returns is the inner channel's own call object, so its life is
+    as gRPC has it. The policy is looked up once per method, when a stub is made. Where certificates change, a new inner
+    channel takes the calls from then on.
     """
 
     def __init__(
@@ -112,9 +115,9 @@ class Channel(grpc.aio.Channel):
         return caller
 
     async def _rotate(self, certificates: Certificates, version: tuple[int, ...]) -> None:
-        """Dials anew when the certificates change: a channel cannot change its own."""
+        """Dials again when the certificates change: a channel cannot change its own."""
         while True:
-            await asyncio.sleep(_ROTATION_CHECK)
+            await asyncio.sleep(_ROTATION_CHECK_SECONDS)
             try:
                 current = certificates.version()
                 if current == version:
@@ -131,7 +134,8 @@ class Channel(grpc.aio.Channel):
 
     async def _retire(self, channel: grpc.aio.Channel) -> None:
         """Lets calls that have begun on a channel end there, each by its own deadline, which is the earlier."""
-        await asyncio.sleep(max((caller.method.timeout for caller in self._callers), default=0) + _MARGIN)
+        longest = max((caller.method.timeout_seconds for caller in self._callers), default=0)
+        await asyncio.sleep(longest + _RETIREMENT_MARGIN_SECONDS)
         await channel.close()
         del self._retiring[channel]
 
@@ -158,7 +162,7 @@ class _Caller:
         method = self.method
         if not isinstance(request, method.request):
             raise TypeError(f"{method.path} takes {method.request.__name__}, not {type(request).__name__}")
-        kwargs["timeout"] = deadlines.timeout(method.timeout, timeout)
+        kwargs["timeout"] = deadlines.timeout_seconds(method.timeout_seconds, timeout)
         if self._tracing is None:
             return self._call(request, **kwargs)
         span = self._tracing.client_span(method)

@@ -3,7 +3,7 @@
 Everything is read from the descriptors of the generated code, once; nothing is configured elsewhere.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -22,7 +22,7 @@ ANYONE = "*"
 
 
 class ContractError(Exception):
-    """The contract does not say what the mesh needs to know. A fault of the contract's, found at start."""
+    """The contract does not say what the mesh needs to know: a fault of the contract's, found at start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +35,30 @@ class Method:
     """Who serves it: "order", the innermost name of the package less its version."""
     request: type[Message]
     response: type[Message]
-    timeout: float
-    """Seconds: the caller's default deadline and the server's ceiling."""
+    timeout_seconds: float
+    """The caller's default deadline and the server's ceiling."""
     max_attempts: int
+    """In all, the first included."""
     callers: frozenset[str]
+    """Workloads by name, or ANYONE."""
     idempotent: bool
     """Whether a repeated call does no more than one call does (`idempotency_level`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a call was refused: what google.rpc.ErrorInfo says of it (AIP-193), and its gRPC status."""
+    """Why a call failed, in the words of a contract. Two are equal where domain and name are: the key of AIP-193."""
 
     domain: str
+    """As google.rpc.ErrorInfo has it: "order.pizza"."""
     name: str
-    code: grpc.StatusCode
+    """ErrorInfo's `reason`: "ORDER_NOT_FOUND"."""
+    code: grpc.StatusCode = field(compare=False)
+    """The gRPC status that comes with it."""
 
 
 def service_methods(service: str) -> list[Method]:
-    """All methods of a service, such as "pizza.order.v1.OrderService", whose generated code is imported.
+    """Returns all methods of a service, such as "pizza.order.v1.OrderService", whose generated code is imported.
 
     Raises ContractError where a method has no policy, or one that contradicts itself.
     """
@@ -63,7 +68,7 @@ def service_methods(service: str) -> list[Method]:
 
 @cache
 def find_method(path: str) -> Method:
-    """The method of a path such as "/pizza.order.v1.OrderService/GetOrder"; raises ContractError as above."""
+    """Returns the method of a path such as "/pizza.order.v1.OrderService/GetOrder"; raises ContractError as above."""
     service, _, name = path.removeprefix("/").partition("/")
     try:
         descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
@@ -73,16 +78,17 @@ def find_method(path: str) -> Method:
 
 
 def reason(enum: "EnumTypeWrapper | type[Any]", value: int) -> Reason:
-    """The reason of an `ErrorReason` value: `reason(order_service_pb2.ErrorReason, ERROR_REASON_ORDER_NOT_FOUND)`.
+    """Returns the reason of an `ErrorReason` value: `reason(order_service_pb2.ErrorReason, ERROR_REASON_NOT_FOUND)`.
 
-    The domain is the enum's package without its version, innermost name first: pizza.order.v1 is "order.pizza".
+    Its domain is the enum's package without the version, innermost name first: "order.pizza" for pizza.order.v1.
+    Raises ContractError where the contract gives the value no status code.
     """
     descriptor: EnumDescriptor = enum.DESCRIPTOR
     return read_reason(descriptor.values_by_number[value])
 
 
 def read_reason(entry: EnumValueDescriptor) -> Reason:
-    """The reason of an `ErrorReason` value's descriptor; raises ContractError where it has no status code."""
+    """Returns the reason of an `ErrorReason` value's descriptor; raises ContractError where it has no status code."""
     code: int = entry.GetOptions().Extensions[policy_pb2.code]
     if code == 0:
         raise ContractError(f"{entry.type.full_name}.{entry.name} has no status code (mesh.v1.code)")
@@ -96,15 +102,15 @@ def _names(descriptor: "ServiceDescriptor | EnumDescriptor") -> list[str]:
 
 
 def read_method(descriptor: MethodDescriptor) -> Method:
-    """The method of a descriptor; raises ContractError where it has no policy, or one that contradicts itself."""
+    """Returns the method of a descriptor; raises ContractError where its policy is missing or contradicts itself."""
     path = f"/{descriptor.containing_service.full_name}/{descriptor.name}"
     options: MethodOptions = descriptor.GetOptions()
     if not options.HasExtension(policy_pb2.policy):
         raise ContractError(f"{path} has no mesh.v1.policy")
     policy = options.Extensions[policy_pb2.policy]
-    timeout = policy.timeout.seconds + policy.timeout.nanos / 1e9
+    timeout_seconds = policy.timeout.seconds + policy.timeout.nanos / 1e9
     idempotent = options.idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
-    if timeout <= 0:
+    if timeout_seconds <= 0:
         raise ContractError(f"{path} has no timeout")
     if policy.max_attempts > 1 and not idempotent:
         raise ContractError(f"{path} may be attempted {policy.max_attempts} times and has no idempotency_level")
@@ -113,7 +119,7 @@ def read_method(descriptor: MethodDescriptor) -> Method:
         workload=_names(descriptor.containing_service)[-1],
         request=message_factory.GetMessageClass(descriptor.input_type),
         response=message_factory.GetMessageClass(descriptor.output_type),
-        timeout=timeout,
+        timeout_seconds=timeout_seconds,
         max_attempts=policy.max_attempts,
         callers=frozenset(policy.callers),
         idempotent=idempotent,

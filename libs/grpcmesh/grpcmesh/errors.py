@@ -1,4 +1,4 @@
-"""Refusals as google.rpc.Status: ErrorInfo on every one, BadRequest or PreconditionFailure where apt (AIP-193)."""
+"""Errors as google.rpc.Status: ErrorInfo on each, BadRequest, PreconditionFailure or RetryInfo where apt (AIP-193)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import grpc
 from google.protobuf import any_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from mesh.v1 import policy_pb2
@@ -23,19 +23,18 @@ STORE_UNAVAILABLE = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_STORE
 TIMEOUT = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_TIMEOUT)
 DRAINING = reason(policy_pb2.ErrorReason, policy_pb2.ERROR_REASON_DRAINING)
 
-_RETRY_DELAY = 1  # seconds, in RetryInfo
+_RETRY_DELAY_SECONDS = 1  # in RetryInfo
 # A status travels as metadata, of which a client takes 8 KiB by default: beyond that it would see no status at all.
-_MOST_DETAILS = 4000  # bytes, which base64 makes 5.3 KB
-_MOST_IN_MESSAGE = 5  # faults; the message travels twice
+_MAX_DETAILS_BYTES = 4000  # which base64 makes 5.3 KB
+_MAX_FAULTS_IN_MESSAGE = 5  # the message travels twice
 
-
-class StartError(Exception):
-    """The service cannot start; the message is the one line that its operator reads."""
+Errors = Mapping[type[Exception], Reason]
+"""Which exceptions of a service, with their subclasses, are which reasons of its contract; any other is INTERNAL."""
 
 
 @runtime_checkable
-class DomainError(Protocol):
-    """What an exception of a service may tell the mesh, beside its message, without knowing the mesh."""
+class SupportsErrorInfo(Protocol):
+    """What an exception of a service may tell its callers beside its message, without knowing the mesh."""
 
     subject: str
     """What is at fault: the field of a bad argument ("lines[1].sku"), or the resource that is in the wrong state."""
@@ -44,28 +43,44 @@ class DomainError(Protocol):
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """What a server answered instead of a response, as its caller reads it."""
+class ErrorInfo:
+    """Why a call failed, as its caller reads it: google.rpc.ErrorInfo, and the message of the status (AIP-193)."""
 
-    reason: str
-    domain: str
+    reason: Reason
+    """To be compared with those of a contract, which are equal where both domain and name are: AIP-193's key."""
     message: str
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def refusal_of(error: grpc.RpcError) -> Refusal | None:
-    """The refusal that a failed call carries; None where no service spoke, as when nobody listens at the address."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type] # an error of grpc is its call as well
-    for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            return Refusal(info.reason, info.domain, status.message, dict(info.metadata))
+class StatusError(Exception):
+    """Ends a call with a status, from wherever among the rules it is raised."""
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
+def error_info_of(error: grpc.RpcError) -> ErrorInfo | None:
+    """Returns what a failed call says of its failure, None where it says nothing that can be read. Never raises.
+
+    So it is where no service spoke (nobody listens at the address, say), and where one does not keep AIP-193.
+    """
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
+        return None
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type] # which knows no grpc.aio
+        for detail in status.details if status else ():
+            info = error_details_pb2.ErrorInfo()
+            if detail.Unpack(info):
+                return ErrorInfo(Reason(info.domain, info.reason, error.code()), status.message, dict(info.metadata))
+    except (ValueError, DecodeError):  # trailing metadata that are no status, or that of another error
+        pass
     return None
 
 
 def status_for(error: BaseException, reason: Reason) -> status_pb2.Status:
-    """The status of a domain's exception that the contract gives this reason."""
-    subject, metadata = (error.subject, error.metadata) if isinstance(error, DomainError) else ("", {})
+    """Returns the status of a service's exception that has this reason."""
+    subject, metadata = (error.subject, error.metadata) if isinstance(error, SupportsErrorInfo) else ("", {})
     message = str(error)
     details: list[Message] = []
     if reason.code is grpc.StatusCode.INVALID_ARGUMENT:
@@ -77,20 +92,20 @@ def status_for(error: BaseException, reason: Reason) -> status_pb2.Status:
         )
         details = [error_details_pb2.PreconditionFailure(violations=[failure])]
     elif reason.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
-        details = [error_details_pb2.RetryInfo(retry_delay={"seconds": _RETRY_DELAY})]
+        details = [error_details_pb2.RetryInfo(retry_delay={"seconds": _RETRY_DELAY_SECONDS})]
     return status_of(reason, message, metadata, details)
 
 
 def status_for_violations(violations: Sequence[Violation]) -> status_pb2.Status:
-    """The status of a request that breaks rules of its contract: one field violation for each, as far as they fit."""
+    """Returns the status of a request that breaks rules: one field violation for each, as far as they fit."""
     request = error_details_pb2.BadRequest()
     for violation in violations:
         request.field_violations.add(field=_field_path(violation), description=violation.proto.message)
-        if request.ByteSize() > _MOST_DETAILS:
+        if request.ByteSize() > _MAX_DETAILS_BYTES:
             del request.field_violations[-1]
             break
     faults = [f"{fault.field}: {fault.description}".removeprefix(": ") for fault in request.field_violations]
-    shown = faults[:_MOST_IN_MESSAGE]
+    shown = faults[:_MAX_FAULTS_IN_MESSAGE]
     more = len(violations) - len(shown)
     message = "; ".join(shown) + (f"; and {more} more" if more else "")
     return status_of(INVALID_REQUEST, message, details=[request])
@@ -99,7 +114,7 @@ def status_for_violations(violations: Sequence[Violation]) -> status_pb2.Status:
 def status_of(
     reason: Reason, message: str, metadata: Mapping[str, str] | None = None, details: Sequence[Message] = ()
 ) -> status_pb2.Status:
-    """A status with ErrorInfo, which every refusal carries, and further details."""
+    """Returns a status with ErrorInfo, which every error carries, and further details."""
     info = error_details_pb2.ErrorInfo(reason=reason.name, domain=reason.domain, metadata=metadata)
     status = status_pb2.Status(code=reason.code.value[0], message=message)
     for detail in (info, *details):

@@ -1,4 +1,4 @@
-"""Who a workload is: its certificate with a SPIFFE id, and who its callers are.
+"""Who a workload is: its certificate with a SPIFFE id (https://spiffe.io), and who its callers are.
 
 The trust domain is the CA: whoever it has signed is the workload that the certificate's spiffe://DOMAIN/WORKLOAD names.
 """
@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 import structlog
 
-from grpcmesh.errors import StartError
+from grpcmesh.grpc_types import Context
+from grpcmesh.process import StartError
 
 _SPIFFE_ID = "peer_spiffe_id"  # gRPC's name for it in the auth context
 _FOLDER = "MESH_CERTIFICATES"
@@ -38,17 +39,17 @@ class Certificates:
 
     @classmethod
     def from_environment(cls) -> "Certificates | None":
-        """Those in the folder that MESH_CERTIFICATES names, if it does. Raises StartError where they cannot be read."""
+        """Returns those in the folder that MESH_CERTIFICATES names, if it does; raises StartError as `read` does."""
         folder = os.environ.get(_FOLDER)
         return cls(Path(folder)) if folder else None
 
     def version(self) -> tuple[int, ...]:
-        """Changes when a file does."""
+        """Returns what changes when a file does. Raises OSError where one is missing."""
         stats = [(self._folder / name).stat() for name in _FILES]
         return tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_ino))
 
     def read(self) -> Pems:
-        """The files, all of one moment. Raises StartError where they cannot be read, or do not fit together."""
+        """Returns the files, all of one moment; raises StartError where they cannot be read or do not fit together."""
         paths = certificate, key, authority = [self._folder / name for name in _FILES]
         try:
             while True:
@@ -65,12 +66,18 @@ class Certificates:
             raise StartError(f"{_FOLDER}={self._folder}: {error}") from error
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """Shows the certificate, and trusts servers that the CA has signed. As of now: a channel cannot change it."""
+        """Returns credentials that show the certificate of now, and trust servers that the CA has signed.
+
+        A channel cannot change them. Raises StartError as `read` does.
+        """
         pems = self.read()
         return grpc.ssl_channel_credentials(pems.authority, pems.key, pems.certificate)
 
     def server_credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
-        """Shows the certificate, read anew once it has changed. `mutual`: callers must show one as well."""
+        """Returns credentials that show the certificate, and the next one once it has changed.
+
+        Where they are `mutual`, callers must show one as well. Raises StartError as `read` does.
+        """
         version = self.version()
 
         def fetch() -> Any:
@@ -95,12 +102,12 @@ class Certificates:
         )
 
 
-def caller_of(context: "grpc.aio.ServicerContext[Any, Any]") -> str | None:
-    """The workload that calls, by its certificate; None without one."""
+def caller_of(context: Context) -> str | None:
+    """Returns the workload that calls, by the last part of its certificate's SPIFFE id; None without one."""
     ids = context.auth_context().get(_SPIFFE_ID)
     return next(iter(ids)).decode().rpartition("/")[2] if ids else None
 
 
 def auth_context(caller: str) -> dict[str, list[bytes]]:
-    """What gRPC would tell of a caller, for calls that stay inside the process."""
+    """Returns what gRPC would tell of a caller, for calls that stay inside the process."""
     return {_SPIFFE_ID: [f"spiffe://in-process/{caller}".encode()]}

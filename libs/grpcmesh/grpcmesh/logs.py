@@ -11,7 +11,7 @@ from grpcmesh.tracing import log_context
 
 
 def configure(level: str = "INFO") -> None:
-    """Sends structlog and the standard library's logging the same way. `level` is a name such as "INFO"."""
+    """Sends structlog's and the standard library's logs to stderr. `level` is a name of `logging`'s: "INFO"."""
     terminal = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

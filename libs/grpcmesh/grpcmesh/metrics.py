@@ -35,7 +35,7 @@ class Metrics:
 
     @classmethod
     def from_environment(cls, workload: str) -> "Metrics":
-        """Exports by OTLP over gRPC where the standard OTEL_ variables ask for metrics."""
+        """Exports by OTLP over gRPC where OpenTelemetry's own OTEL_ variables ask for metrics."""
         own = os.environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
         common = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") and os.environ.get("OTEL_METRICS_EXPORTER") == "otlp"
         if not (own or common) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":

@@ -7,18 +7,18 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-_PATIENCE = 1.0  # seconds
+_TIMEOUT_SECONDS = 1.0
 
 
 def serving(address: str) -> bool:
-    """Whether the whole process at host:port, in plain text, says that it serves."""
+    """Returns whether the process at host:port, asked in plain text (grpc.health.v1), says that it serves."""
     with grpc.insecure_channel(address) as channel:
         stub: Any = HealthStub(channel)  # its types are those of a stub of grpc.aio
         try:
-            answer = stub.Check(HealthCheckRequest(), timeout=_PATIENCE)
+            response = stub.Check(HealthCheckRequest(), timeout=_TIMEOUT_SECONDS)
         except grpc.RpcError:
             return False
-    return bool(answer.status == HealthCheckResponse.SERVING)
+    return bool(response.status == HealthCheckResponse.SERVING)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The life of a service's process: one line and exit 1 where it cannot start, a graceful stop on a signal."""
+"""The life of a service's process: one line and exit status 1 where it cannot start, a graceful stop on a signal."""
 
 import asyncio
 import signal
@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from grpcmesh.errors import StartError
-
 if sys.platform == "win32":  # has no uvloop
     from asyncio import new_event_loop
 else:
     from uvloop import new_event_loop
+
+
+class StartError(Exception):
+    """The service cannot start; the message is the one line that its operator reads."""
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

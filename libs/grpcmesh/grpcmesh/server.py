@@ -1,36 +1,31 @@
 """A server for plain grpc.aio servicers: it adds what every service of the mesh has in common."""
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
 import grpc
-import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from grpcmesh import tasks
+from grpcmesh import ports, tasks
 from grpcmesh.client import Channel
 from grpcmesh.contract import ANYONE, find_method, service_methods
-from grpcmesh.errors import StartError
-from grpcmesh.handlers import Handler, Refusals, Streams, enforce
+from grpcmesh.drain import Streams
+from grpcmesh.errors import Errors
+from grpcmesh.grpc_types import Handler
 from grpcmesh.health import SERVICE as HEALTH
-from grpcmesh.health import HealthServicer
+from grpcmesh.health import Check, HealthServicer, follow
 from grpcmesh.inprocess import InProcessChannel
+from grpcmesh.rules import enforce
 from grpcmesh.workload import Workload
-
-_Servicer = TypeVar("_Servicer")
-_log = structlog.get_logger("grpcmesh")
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # or a second server takes the same port without a word
     ("grpc.max_connection_age_ms", 60_000),  # or clients never look for new replicas
     ("grpc.max_connection_age_grace_ms", 10_000),
 ]
-_CHECK_INTERVAL = 1.0  # seconds
-_CHECK_LIMIT = 1.0  # seconds; a store that says nothing serves nobody
-_LAST_PORT = 65_535
+_Servicer = TypeVar("_Servicer")
 
 
 class Server:
@@ -39,17 +34,15 @@ class Server:
     Without `listen` it is reached from its own process alone, by `channel`.
     """
 
-    def __init__(
-        self, workload: Workload, *, check: Callable[[], Awaitable[None]] | None = None, grace: float = 5.0
-    ) -> None:
+    def __init__(self, workload: Workload, *, check: Check | None = None, grace_seconds: float = 5.0) -> None:
         """`check` raises while the service cannot serve (its store is away, say); it is asked once a second.
 
-        A stop lasts the workload's `drain`, in which clients see NOT_SERVING and go elsewhere, then up to `grace`
-        seconds for calls that have begun.
+        A stop lasts the workload's drain, in which clients see NOT_SERVING and go elsewhere, then up to the grace for
+        calls that have begun.
         """
         self._workload = workload
         self._check = check
-        self._grace = grace
+        self._grace_seconds = grace_seconds
         self._services: dict[str, Mapping[str, Handler]] = {}
         self._streams = Streams()
         self._health: HealthServicer | None = None
@@ -57,54 +50,53 @@ class Server:
         self._started = False
         self._checking: list[asyncio.Task[None]] = []
 
-    def add(
-        self, register: Callable[[_Servicer, grpc.aio.Server], None], servicer: _Servicer, refusals: Refusals
-    ) -> None:
-        """Adds a servicer: `server.add(add_OrderServiceServicer_to_server, OrderApi(...), REFUSALS)`.
+    def add(self, register: Callable[[_Servicer, grpc.aio.Server], None], servicer: _Servicer, errors: Errors) -> None:
+        """Adds a servicer: `server.add(add_OrderServiceServicer_to_server, OrderApi(...), ERRORS)`.
 
-        `refusals` gives each exception of the service's domain its reason of the contract.
+        `errors` gives each exception of the service its reason of the contract. Raises ContractError where the contract
+        does not say what the mesh needs to know, NotImplementedError where requests of a method are a stream.
         """
         registrar = _Registrar()
         register(servicer, cast(grpc.aio.Server, registrar))
         for service, handlers in registrar.services.items():
             self._services[service] = {
                 method.path: enforce(
-                    method, handlers[method.path.rpartition("/")[2]], refusals, self._streams, self._workload
+                    method, handlers[method.path.rpartition("/")[2]], errors, self._streams, self._workload
                 )
                 for method in service_methods(service)
             }
 
     def channel(self, caller: Workload) -> Channel:
-        """A channel of the workload `caller` inside the process; the contract holds on it as on the wire."""
+        """Returns a channel of the workload `caller` inside the process; the contract holds on it as on the wire."""
         handlers = {path: handler for methods in self._services.values() for path, handler in methods.items()}
         return Channel(lambda: InProcessChannel(handlers, caller.name), caller.tracing)
 
     def listen(self, address: str, *, health: str | None = None, plaintext: bool = False) -> int:
-        """Binds "host:port" and answers the port (0 asks for a free one); calls are taken from `start` on.
+        """Binds "host:port" and returns the port (0 asks for a free one); calls are taken from `start` on.
 
         A workload with certificates speaks TLS, mutually where some method is not for anyone, unless it is to speak
         `plaintext`. `health` is one more host:port, in plain text and for health checks alone: Kubernetes' probes have
         no certificate. Raises StartError where an address is taken or not one of this machine's.
         """
-        _probe(address)
+        certificates = self._workload.certificates
+        credentials = (
+            None
+            if certificates is None or plaintext
+            else certificates.server_credentials(mutual=not self._for_anyone())
+        )
+        servicer = HealthServicer(self._services)
         listener = grpc.aio.server(options=_OPTIONS)
         for service, methods in self._services.items():
             by_name = {path.rpartition("/")[2]: handler for path, handler in methods.items()}
             listener.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, by_name),))
-        self._health = HealthServicer(self._services)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, listener)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, listener)
         reflection.enable_server_reflection((*self._services, HEALTH, reflection.SERVICE_NAME), listener)
-        self._listeners = [listener]
-        certificates = self._workload.certificates
-        if certificates is None or plaintext:
-            port = _bind(listener, address, None)
-        else:
-            port = _bind(listener, address, certificates.server_credentials(mutual=not self._for_anyone()))
+        port = ports.bind(listener, address, credentials)
+        self._health, self._listeners = servicer, [listener]
         if health is not None:
-            _probe(health)
             probes = grpc.aio.server(options=_OPTIONS)
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, probes)
-            _bind(probes, health, None)
+            health_pb2_grpc.add_HealthServicer_to_server(servicer, probes)
+            ports.bind(probes, health, None)
             self._listeners.append(probes)
         return port
 
@@ -113,7 +105,7 @@ class Server:
         return all(ANYONE in find_method(path).callers for path in paths)
 
     async def start(self) -> None:
-        """Takes calls, and says so to health checks."""
+        """Takes calls, and says so to health checks once the check has passed or failed for the first time."""
         if self._health is None:
             return
         for listener in self._listeners:
@@ -123,7 +115,7 @@ class Server:
             self._health.set(True)
         else:
             checked = asyncio.Event()
-            self._checking = [asyncio.create_task(self._keep_checking(self._check, self._health, checked))]
+            self._checking = [asyncio.create_task(follow(self._check, self._health, checked))]
             await checked.wait()
 
     async def stop(self) -> None:
@@ -133,41 +125,14 @@ class Server:
             return
         if self._started:
             self._health.drain()
-            await asyncio.sleep(self._workload.drain)
+            await asyncio.sleep(self._workload.drain_seconds)
             self._streams.drain()
             self._health.end()
         else:  # gRPC gives a port back only after it was served
             for listener in self._listeners:
                 await listener.start()
-        grace = self._grace if self._started else None
+        grace = self._grace_seconds if self._started else None
         await asyncio.gather(*(listener.stop(grace) for listener in self._listeners))
-
-    async def _keep_checking(
-        self, check: Callable[[], Awaitable[None]], health: HealthServicer, checked: asyncio.Event
-    ) -> None:
-        failing = False
-        while True:
-            try:
-                async with asyncio.timeout(_CHECK_LIMIT):
-                    await check()
-            except Exception as error:  # whatever it is: the service says that it cannot serve
-                if not failing:
-                    _log.error("not serving: the check fails", error=repr(error))
-                failing = True
-            else:
-                failing = False
-            health.set(not failing)
-            checked.set()
-            await asyncio.sleep(_CHECK_INTERVAL)
-
-
-def _bind(listener: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
-    try:
-        if credentials is None:
-            return listener.add_insecure_port(address)
-        return listener.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise StartError(f"cannot listen on {address}: {error}") from error
 
 
 class _Registrar:
@@ -181,19 +146,3 @@ class _Registrar:
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         self.services[service] = handlers
-
-
-def _probe(address: str) -> None:
-    """Binds once and lets go: the system's error is one clear line, where gRPC writes several to stderr."""
-    host, _, port = address.rpartition(":")
-    try:
-        if not host or not port.isdecimal() or int(port) > _LAST_PORT:
-            raise ValueError("an address is host:port")
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-    except (OSError, ValueError) as error:
-        raise StartError(f"cannot listen on {address!r}: {error}") from error

@@ -9,11 +9,17 @@ from typing import Any
 
 from grpcmesh.contract import Method
 
-_MOST_ATTEMPTS = 5  # gRPC takes no more (gRFC A6)
+_MAX_ATTEMPTS = 5  # gRPC takes no more (gRFC A6)
+_OUTLIERS = {  # A replica that fails most of its calls is left alone for some seconds (gRFC A50).
+    "interval": "2s",
+    "baseEjectionTime": "5s",
+    "failurePercentageEjection": {"threshold": 80, "minimumHosts": 2, "requestVolume": 20},
+    "childPolicy": [{"round_robin": {}}],
+}
 
 
 def service_config(methods: Iterable[Method]) -> dict[str, Any]:
-    """The service config of these methods' channel, in the JSON form of grpc.service_config.ServiceConfig."""
+    """Returns the service config of these methods' channel, in the JSON form of grpc.service_config.ServiceConfig."""
     methods = list(methods)
     services = sorted({method.path.split("/")[1] for method in methods})
     return {
@@ -25,21 +31,12 @@ def service_config(methods: Iterable[Method]) -> dict[str, Any]:
     }
 
 
-# A replica that fails most of its calls is left alone for some seconds (gRFC A50).
-_OUTLIERS = {
-    "interval": "2s",
-    "baseEjectionTime": "5s",
-    "failurePercentageEjection": {"threshold": 80, "minimumHosts": 2, "requestVolume": 20},
-    "childPolicy": [{"round_robin": {}}],
-}
-
-
 def _method_config(method: Method) -> dict[str, Any]:
     service, name = method.path.removeprefix("/").split("/")
     return {
         "name": [{"service": service, "method": name}],
         "retryPolicy": {
-            "maxAttempts": min(method.max_attempts, _MOST_ATTEMPTS),
+            "maxAttempts": min(method.max_attempts, _MAX_ATTEMPTS),
             "initialBackoff": "0.05s",
             "maxBackoff": "1s",
             "backoffMultiplier": 2,

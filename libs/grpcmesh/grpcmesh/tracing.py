@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from grpcmesh import grpc_types
 from grpcmesh.contract import Method
 
 TRACE_ID = "trace-id"
@@ -28,13 +29,13 @@ _PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
 _TRACEPARENT = "traceparent"
 _NANOSECONDS = 1_000_000_000
 
-_owed: ContextVar[tuple[tuple[str, str], ...] | None] = ContextVar("grpcmesh_owed", default=None)
+_deferred: ContextVar[tuple[tuple[str, str], ...] | None] = ContextVar("grpcmesh_deferred", default=None)
 _propagator = TraceContextTextMapPropagator()
 Attributes = Mapping[str, str | int | float | bool]
 
 
 class Tracing:
-    """A workload's spans. Without a processor there are none, and every method does nothing."""
+    """A workload's spans, by OpenTelemetry. Without a processor there are none, and every method does nothing."""
 
     def __init__(self, workload: str = "", processor: SpanProcessor | None = None) -> None:
         self._provider: TracerProvider | None = None
@@ -47,7 +48,7 @@ class Tracing:
 
     @classmethod
     def from_environment(cls, workload: str) -> "Tracing":
-        """Exports by OTLP over gRPC where the standard OTEL_ variables say to whom."""
+        """Exports by OTLP over gRPC where OpenTelemetry's own OTEL_ variables say to whom."""
         return cls(workload, _processor())
 
     @property
@@ -62,7 +63,7 @@ class Tracing:
     # Calls.
 
     @contextmanager
-    def server_span(self, method: Method, context: "grpc.aio.ServicerContext[Any, Any]") -> Iterator[Span]:
+    def server_span(self, method: Method, context: grpc_types.Context) -> Iterator[Span]:
         """The span of a call that is served. It ends with the handler, however that ends."""
         metadata = dict(context.invocation_metadata() or ())
         span = self._tracer.start_span(method.path[1:], _remote(metadata), SpanKind.SERVER, _rpc(method))
@@ -78,21 +79,21 @@ class Tracing:
             _set_status(span, grpc.StatusCode.OK, "")
 
     def client_span(self, method: Method) -> Span:
-        """The span of a call that is made; `end_client_span` ends it."""
+        """Begins the span of a call that is made; `end_client_span` ends it."""
         return self._tracer.start_span(method.path[1:], kind=SpanKind.CLIENT, attributes=_rpc(method))
 
     # Work.
 
     @contextmanager
     def span(self, name: str, traceparent: str, attributes: Attributes | None = None) -> Iterator[None]:
-        """A span of work, in the trace of `traceparent`; calls made inside belong to it."""
+        """A span of work, in the trace of `traceparent` (W3C; "" begins one); calls made inside belong to it."""
         with self._tracer.start_as_current_span(name, _context(traceparent), attributes=attributes):
             yield
 
     def record(
         self, name: str, traceparent: str, start: datetime, end: datetime, attributes: Attributes | None = None
     ) -> None:
-        """A span of something that is over, in the trace of `traceparent`."""
+        """Records a span of something that is over, in the trace of `traceparent` (W3C; "" begins one)."""
         began = int(start.timestamp() * _NANOSECONDS)
         span = self._tracer.start_span(name, _context(traceparent), attributes=attributes, start_time=began)
         span.end(int(end.timestamp() * _NANOSECONDS))
@@ -102,7 +103,7 @@ class Tracing:
         trace.get_current_span().set_status(Status(StatusCode.ERROR, message))
 
     def current(self) -> str:
-        """The current span's traceparent (W3C), to be kept with what is stored; empty outside of any."""
+        """Returns the current span's traceparent (W3C), to be kept with what is stored; "" outside of any."""
         carrier: dict[str, str] = {}
         _propagator.inject(carrier)
         return carrier.get(_TRACEPARENT, "")
@@ -115,26 +116,26 @@ def end_client_span(span: Span, call: Any) -> None:
 
 
 def inject(span: Span) -> tuple[str, str]:
-    """The metadata that hands a span on."""
+    """Returns the metadata that hands a span on to who is called: W3C's traceparent."""
     context = span.get_span_context()
     return _TRACEPARENT, f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def owe_trace_id(span: Span) -> None:
-    """Has the running handler's answer say its trace, by `send_trace_id`."""
-    _owed.set(((TRACE_ID, f"{span.get_span_context().trace_id:032x}"),))
+def defer_trace_id(span: Span) -> None:
+    """Has `send_trace_id` tell the running handler's caller in which trace the call is."""
+    _deferred.set(((TRACE_ID, f"{span.get_span_context().trace_id:032x}"),))
 
 
-async def send_trace_id(context: "grpc.aio.ServicerContext[Any, Any]") -> None:
-    """Sends the initial metadata, if they are not sent yet. From then on gRPC does not retry the call (gRFC A6)."""
-    metadata = _owed.get()
+async def send_trace_id(context: grpc_types.Context) -> None:
+    """Sends the trace id that was deferred, if it is not sent yet. From then on gRPC retries no more (gRFC A6)."""
+    metadata = _deferred.get()
     if metadata is not None:
-        _owed.set(None)
+        _deferred.set(None)
         await context.send_initial_metadata(metadata)
 
 
 def log_context() -> dict[str, str]:
-    """The current trace and span, for logs."""
+    """Returns the current trace and span, for logs; nothing outside of any."""
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:
         return {}
@@ -172,10 +173,10 @@ def _context(traceparent: str) -> Context:
     return _propagator.extract({_TRACEPARENT: traceparent}, Context())
 
 
-def _finished(answer: Any) -> Any:
-    """What a coroutine of a finished call answers. It has no reason left to wait, so no task is made for it."""
+def _finished(property_of_call: Any) -> Any:
+    """What a coroutine of a finished call returns. It has no reason left to wait, so no task is made for it."""
     try:
-        answer.send(None)
+        property_of_call.send(None)
     except StopIteration as done:
         return done.value
     raise AssertionError("the call has not finished")

@@ -5,13 +5,13 @@ import os
 from dataclasses import dataclass, field
 from typing import Self
 
-from grpcmesh.errors import StartError
 from grpcmesh.identity import Certificates
 from grpcmesh.metrics import Metrics
+from grpcmesh.process import StartError
 from grpcmesh.tracing import Tracing
 
 _DRAIN = "MESH_DRAIN"
-_CHECK_ANSWERS = "MESH_CHECK_ANSWERS"
+_CHECK_RESPONSES = "MESH_CHECK_RESPONSES"
 
 
 @dataclass
@@ -24,27 +24,30 @@ class Workload:
     """Without them it speaks plain text, and nobody knows who it is."""
     tracing: Tracing = field(default_factory=Tracing)
     metrics: Metrics = field(default_factory=Metrics)
-    drain: float = 0.5
-    """Seconds between saying that it stops and stopping; in Kubernetes, longer than endpoints need to be updated."""
-    check_answers: bool = False
-    """Whether its answers are validated as requests are, for tests: an invalid one becomes INTERNAL."""
+    drain_seconds: float = 0.5
+    """Between saying that it stops and stopping; in Kubernetes, longer than endpoints take to be updated."""
+    check_responses: bool = False
+    """Whether its responses are validated as requests are, for tests: an invalid one becomes INTERNAL."""
 
     @classmethod
     def from_environment(cls, name: str) -> Self:
-        """By MESH_CERTIFICATES, MESH_DRAIN, MESH_CHECK_ANSWERS and OpenTelemetry's OTEL_*; raises StartError."""
-        drain = os.environ.get(_DRAIN, cls.drain)
+        """Returns the workload that MESH_CERTIFICATES, MESH_DRAIN, MESH_CHECK_RESPONSES and OTEL_* make of `name`.
+
+        Raises StartError where one of them cannot be taken, or the certificates cannot be read.
+        """
+        drain = os.environ.get(_DRAIN, cls.drain_seconds)
         try:
-            seconds = float(drain)
+            drain_seconds = float(drain)
         except ValueError:
             raise StartError(f"{_DRAIN} is a number of seconds, not {drain!r}") from None
-        check_answers = os.environ.get(_CHECK_ANSWERS, "").lower() in ("1", "true")
+        check_responses = os.environ.get(_CHECK_RESPONSES, "").lower() in ("1", "true")
         return cls(
             name,
             Certificates.from_environment(),
             Tracing.from_environment(name),
             Metrics.from_environment(name),
-            seconds,
-            check_answers,
+            drain_seconds,
+            check_responses,
         )
 
     async def __aenter__(self) -> Self:

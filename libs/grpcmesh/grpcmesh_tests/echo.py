@@ -13,7 +13,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from grpcmesh import Server, Workload, connect
+from grpcmesh import ErrorInfo, Reason, Server, Workload, connect
 from mesh.v1 import policy_pb2
 
 _PACKAGE = "test.echo.v1"
@@ -68,13 +68,13 @@ _CONTRACT = """
   }
 """
 SERVICE = f"{_PACKAGE}.EchoService"
-BRIEF = 0.3  # seconds: the timeout of the methods that are so named; 5 that of the others
+BRIEF_SECONDS = 0.3  # the timeout of the methods that are so named; 5 that of the others
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 unary_and_stream = pytest.mark.parametrize("method", ["Say", "Repeat"])
 
 
 def add_contract(package: str, text: str) -> Any:
-    """Adds a file to the contracts that are imported. All methods take EchoRequest and answer EchoResponse."""
+    """Adds a file to the contracts that are imported. All methods take EchoRequest and return EchoResponse."""
     file = text_format.Parse(text, FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3"))
     file.dependency.extend([validate_pb2.DESCRIPTOR.name, policy_pb2.DESCRIPTOR.name])
     if package != _PACKAGE:
@@ -128,18 +128,19 @@ def _add_servicer(methods: dict[str, Any], server: grpc.aio.Server) -> None:
 
 
 def echo_server(
-    refusals: Any = None, *, check: Any = None, drain: float = 0, grace: float = 0, **methods: Any
+    errors: Any = None, *, check: Any = None, drain_seconds: float = 0, grace_seconds: float = 0, **methods: Any
 ) -> Server:
     """A server of these methods, which stops at once unless a test is about its stop."""
-    return server_of(Workload("echo", drain=drain), refusals, check=check, grace=grace, **methods)
+    workload = Workload("echo", drain_seconds=drain_seconds)
+    return server_of(workload, errors, check=check, grace_seconds=grace_seconds, **methods)
 
 
 def server_of(
-    workload: Workload, refusals: Any = None, *, check: Any = None, grace: float = 0, **methods: Any
+    workload: Workload, errors: Any = None, *, check: Any = None, grace_seconds: float = 0, **methods: Any
 ) -> Server:
     """The same, of a workload that a test is about."""
-    server = Server(workload, check=check, grace=grace)
-    server.add(_add_servicer, methods, refusals or {})
+    server = Server(workload, check=check, grace_seconds=grace_seconds)
+    server.add(_add_servicer, methods, errors or {})
     return server
 
 
@@ -175,7 +176,8 @@ async def watching(address: str, service: str = "") -> AsyncIterator[Callable[[]
         watch = health(channel).Watch(HealthCheckRequest(service=service))
 
         async def status() -> int:
-            response: HealthCheckResponse = await soon(watch.read())
+            response = await soon(watch.read())
+            assert isinstance(response, HealthCheckResponse), "the watch has ended"
             return response.status
 
         yield status
@@ -186,7 +188,7 @@ def health(channel: grpc.aio.Channel) -> Any:
 
 
 def every_method(behaviour: Callable[[Any, Any], Awaitable[Any]]) -> dict[str, Any]:
-    """One behaviour as every method of the service; the streams answer it once."""
+    """One behaviour as every method of the service; the streams respond with it once."""
 
     async def unary(request: Any, context: Any) -> Any:
         return await behaviour(request, context)
@@ -199,13 +201,13 @@ def every_method(behaviour: Callable[[Any, Any], Awaitable[Any]]) -> dict[str, A
     )
 
 
-async def answer(request: Any, context: Any) -> Any:
-    """A behaviour that answers at once."""
+async def respond(request: Any, context: Any) -> Any:
+    """A behaviour that responds at once."""
     return EchoResponse(text=request.text, number=request.times)
 
 
 class Waiting:
-    """A behaviour that never answers, and tells when it has begun and been cancelled."""
+    """A behaviour that never responds, and tells when it has begun and been cancelled."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -253,12 +255,11 @@ class Endless:
 
 
 async def result(call: Any) -> Any:
-    """The one answer of a call, be it unary or a stream."""
+    """The one response of a call, be it unary or a stream."""
     if isinstance(call, grpc.aio.UnaryUnaryCall):
         return await call
-    answers = [response async for response in call]
-    assert len(answers) == 1
-    return answers[0]
+    (response,) = [response async for response in call]
+    return response
 
 
 async def refused(call: Any) -> grpc.aio.AioRpcError:
@@ -266,6 +267,11 @@ async def refused(call: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await result(call)
     return caught.value
+
+
+def told(name: str, message: str, metadata: dict[str, str] | None = None, *, domain: str = "mesh") -> ErrorInfo:
+    """What a caller is told by an error, to be compared with what it was told."""
+    return ErrorInfo(Reason(domain, name, grpc.StatusCode.UNKNOWN), message, metadata or {})
 
 
 async def soon(event: Awaitable[Any]) -> Any:

@@ -14,11 +14,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from grpcmesh.authority import Authority
 
-from tools.certs import Authority
-
-COMMAND = (sys.executable, Path(__file__).parents[3] / "tools/certs.py")
-SPIFFE_ID = "spiffe://pizza.local/{}"
+COMMAND = (sys.executable, "-m", "grpcmesh.authority", "--trust-domain", "echo.test")
+SPIFFE_ID = "spiffe://echo.test/{}"
 WORKLOADS = ("echo", "friend")
 FILES = ("ca.crt", "tls.crt", "tls.key")
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH

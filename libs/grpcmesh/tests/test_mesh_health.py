@@ -73,7 +73,7 @@ async def test_a_service_that_is_not_here_is_unknown() -> None:
 
 async def test_every_watcher_sees_every_change() -> None:
     """A watcher that leaves takes none of the others with it."""
-    server = echo_server(drain=0.1)
+    server = echo_server(drain_seconds=0.1)
     async with listening(server) as address, watching(address) as first, watching(address) as second:
         async with watching(address) as leaving:
             assert [await first(), await second(), await leaving()] == [SERVING] * 3

@@ -10,7 +10,8 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
-from grpcmesh import Certificates, Refusal, StartError, Workload, refusal_of
+from grpcmesh import Certificates, StartError, Workload, error_info_of
+from grpcmesh.authority import Authority
 from grpcmesh_tests.echo import (
     SERVICE,
     SERVING,
@@ -18,7 +19,6 @@ from grpcmesh_tests.echo import (
     EchoResponse,
     EchoStub,
     Waiting,
-    answer,
     echo_server,
     every_method,
     health,
@@ -26,12 +26,13 @@ from grpcmesh_tests.echo import (
     meshed,
     plain,
     refused,
+    respond,
     result,
     server_of,
+    told,
 )
 
 from tests.ports import free_port
-from tools.certs import Authority
 
 AUTHORITY = Authority()
 confided = pytest.mark.parametrize("method", ["Confide", "ConfideAtLength"])
@@ -44,14 +45,14 @@ def workload(tmp_path: Path) -> Callable[..., Workload]:
 
     def workload(name: str, authority: Authority = AUTHORITY) -> Workload:
         authority.write(tmp_path / name, name, trusted=AUTHORITY.pem)
-        return Workload(name, Certificates(tmp_path / name), drain=0)
+        return Workload(name, Certificates(tmp_path / name), drain_seconds=0)
 
     return workload
 
 
 @pytest.fixture(params=["wire", "in process"])
 async def reach(request: pytest.FixtureRequest, workload: Callable[..., Workload]) -> AsyncIterator[Any]:
-    """Serves methods, and answers a stub that a workload reaches them by."""
+    """Serves methods, and gives a stub that a workload reaches them by."""
     async with AsyncExitStack() as stack:
 
         async def reach(caller: str, **methods: Any) -> EchoStub:
@@ -67,7 +68,7 @@ async def reach(request: pytest.FixtureRequest, workload: Callable[..., Workload
 @confided
 async def test_a_caller_of_the_contract_is_admitted(reach: Any, method: str) -> None:
     """Whom the contract names among a method's callers gets its answer."""
-    stub = await reach("friend", **every_method(answer))
+    stub = await reach("friend", **every_method(respond))
     assert await result(getattr(stub, method)(EchoRequest(text="psst"))) == EchoResponse(text="psst")
 
 
@@ -79,13 +80,13 @@ async def test_another_workload_is_refused_before_anything_else(reach: Any, meth
     error = await refused(getattr(stub, method)(INVALID))
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
     message = f"/{SERVICE}/{method} is for friend, not for stranger"
-    assert refusal_of(error) == Refusal("CALLER_NOT_ALLOWED", "mesh", message, {"caller": "stranger"})
+    assert error_info_of(error) == told("CALLER_NOT_ALLOWED", message, {"caller": "stranger"})
     assert not waiting.begun.is_set()
 
 
 async def test_anyone_calls_what_is_for_anyone(reach: Any) -> None:
     """A method for "*" asks nobody who they are, also beside one that does."""
-    stub = await reach("stranger", **every_method(answer))
+    stub = await reach("stranger", **every_method(respond))
     assert await stub.Say(EchoRequest(text="hi")) == EchoResponse(text="hi")
 
 
@@ -99,7 +100,7 @@ async def test_nobody_in_particular_is_refused_before_anything_else(wire: bool, 
         error = await refused(getattr(stub if wire else EchoStub(channel), method)(INVALID))
     assert error.code() is grpc.StatusCode.UNAUTHENTICATED
     message = f"/{SERVICE}/{method} is for friend; who calls?"
-    assert refusal_of(error) == Refusal("CALLER_UNKNOWN", "mesh", message)
+    assert error_info_of(error) == told("CALLER_UNKNOWN", message)
     assert not waiting.begun.is_set()
 
 
@@ -108,7 +109,7 @@ async def test_tools_need_no_name_of_the_contract(workload: Callable[..., Worklo
     workload("stranger")
     async with listening(server_of(workload("echo"))) as address, secured(address, tmp_path / "stranger") as channel:
         assert (await health(channel).Check(HealthCheckRequest(service=SERVICE))).status == SERVING
-        (listed,) = [answer async for answer in services(channel)]
+        (listed,) = [response async for response in services(channel)]
         assert SERVICE in {service.name for service in listed.list_services_response.service}
 
 
@@ -120,7 +121,7 @@ async def test_a_foreign_certificate_does_not_connect(workload: Callable[..., Wo
     server = server_of(workload("echo"), **every_method(waiting))
     async with listening(server) as address, meshed(address, friend) as stub:
         error = await refused(getattr(stub, method)(EchoRequest()))
-    assert (error.code(), refusal_of(error)) == (grpc.StatusCode.UNAVAILABLE, None)
+    assert (error.code(), error_info_of(error)) == (grpc.StatusCode.UNAVAILABLE, None)
     assert not waiting.begun.is_set()
 
 
@@ -135,7 +136,7 @@ async def test_a_server_that_is_another_is_not_trusted(
     impostor = server_of(workload(name, authority), **every_method(waiting))
     async with listening(impostor) as address, meshed(address, workload("friend")) as stub:
         error = await refused(stub.Confide(EchoRequest()))
-    assert (error.code(), refusal_of(error)) == (grpc.StatusCode.UNAVAILABLE, None)
+    assert (error.code(), error_info_of(error)) == (grpc.StatusCode.UNAVAILABLE, None)
     assert not waiting.begun.is_set()
 
 

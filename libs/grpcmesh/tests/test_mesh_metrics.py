@@ -10,12 +10,12 @@ from grpcmesh_tests.echo import (
     SERVICE,
     EchoRequest,
     EchoResponse,
-    answer,
     echo_server,
     listening,
     meshed,
     plain,
     refused,
+    respond,
     soon,
     within,
 )
@@ -94,7 +94,7 @@ async def test_what_a_service_counts_says_whose_it_is() -> None:
 async def test_calls_are_counted_once_in_a_process() -> None:
     """Of several workloads in one process the first has gRPC's metrics until it ends, whatever the others do."""
     first, second, third = (InMemoryMetricReader() for _ in range(3))
-    async with listening(echo_server(Say=answer)) as address:
+    async with listening(echo_server(Say=respond)) as address:
         async with Workload("first", metrics=Metrics("first", first)):
             async with Workload("second", metrics=Metrics("second", second)):
                 pass

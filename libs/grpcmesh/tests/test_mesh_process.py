@@ -10,7 +10,7 @@ from textwrap import dedent, indent
 
 import pytest
 
-_LIMIT = 20.0  # seconds
+_LIMIT_SECONDS = 20.0
 _PROGRAM = """
 import asyncio
 import logging
@@ -47,7 +47,7 @@ def said(process: subprocess.Popen[str]) -> str:
 def test_a_service_that_cannot_start_says_so_in_one_line() -> None:
     """A StartError is one line for the operator, and exit status 1."""
     with process('raise StartError("the store is away")') as started:
-        assert started.communicate(timeout=_LIMIT) == ("", "error: the store is away\n")
+        assert started.communicate(timeout=_LIMIT_SECONDS) == ("", "error: the store is away\n")
     assert started.returncode == 1
 
 
@@ -64,7 +64,7 @@ def test_a_signal_is_a_request_to_stop(number: signal.Signals) -> None:
     with process(main) as started:
         assert said(started) == "ready"
         started.send_signal(number)
-        assert started.communicate(timeout=_LIMIT) == ("stopped\n", "")
+        assert started.communicate(timeout=_LIMIT_SECONDS) == ("stopped\n", "")
     assert started.returncode == 0
 
 
@@ -84,7 +84,7 @@ def test_a_second_signal_is_an_order(number: signal.Signals) -> None:
         started.send_signal(number)
         assert said(started) == "stopping"
         started.send_signal(number)
-        assert started.wait(_LIMIT) == (130 if number is signal.SIGINT else -number)
+        assert started.wait(_LIMIT_SECONDS) == (130 if number is signal.SIGINT else -number)
 
 
 def test_a_fault_is_one_line_of_json() -> None:
@@ -97,7 +97,7 @@ def test_a_fault_is_one_line_of_json() -> None:
             structlog.get_logger("test").error("unhandled error", exc_info=error)
     """
     with process(main) as started:
-        _, stderr = started.communicate(timeout=_LIMIT)
+        _, stderr = started.communicate(timeout=_LIMIT_SECONDS)
     line = json.loads(stderr)
     assert (line["message"], line["level"], line["logger"]) == ("unhandled error", "error", "test")
     assert line["exception"][0]["exc_type"] == "ZeroDivisionError"
@@ -116,7 +116,7 @@ def test_a_fault_is_logged_without_what_was_in_hand() -> None:
             logging.getLogger("library").exception("unhandled error")
     """
     with process(main) as started:
-        _, stderr = started.communicate(timeout=_LIMIT)
+        _, stderr = started.communicate(timeout=_LIMIT_SECONDS)
     assert len(stderr.splitlines()) == 2
     assert stderr.count("ZeroDivisionError") == 2
     assert "swordfish" not in stderr
@@ -137,5 +137,5 @@ def test_no_more_is_logged_than_asked(level: str, logged: list[str]) -> None:
         logging.getLogger("alembic").info("chatter")
     """
     with process(main) as started:
-        _, stderr = started.communicate(timeout=_LIMIT)
+        _, stderr = started.communicate(timeout=_LIMIT_SECONDS)
     assert [json.loads(line)["message"] for line in stderr.splitlines()] == logged

@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from grpcmesh import Certificates, Workload, connect
+from grpcmesh.authority import Authority
 from grpcmesh_tests.echo import (
     SERVICE,
     EchoRequest,
@@ -27,11 +28,9 @@ from grpcmesh_tests.echo import (
 )
 from structlog.testing import capture_logs
 
-from tools.certs import Authority
-
 FILES = ("tls.crt", "tls.key", "ca.crt")
 CALLERS = 4
-ROTATION_LIMIT = 5.0  # seconds
+ROTATION_LIMIT_SECONDS = 5.0
 Write = Callable[..., None]
 
 
@@ -90,7 +89,7 @@ async def test_a_new_authority_under_load_fails_no_call(write: Write, tmp_path: 
                 for folder in (echo, friend):
                     write(authority, folder, folder.name, trusted)
                 current = (friend / "tls.crt").read_bytes().decode()
-                async with within(ROTATION_LIMIT, "a call with the new certificate"):
+                async with within(ROTATION_LIMIT_SECONDS, "a call with the new certificate"):
                     while await confide() != current:
                         pass
             done.set()
@@ -121,7 +120,7 @@ async def test_files_that_do_not_fit_are_not_used(tmp_path: Path) -> None:
         for name in ("echo", "friend"):
             for file in ("tls.key", "ca.crt"):
                 (tmp_path / "next" / name / file).replace(tmp_path / name / file)
-        async with within(ROTATION_LIMIT, "a call with the new certificate"):
+        async with within(ROTATION_LIMIT_SECONDS, "a call with the new certificate"):
             while (await stub.Confide(EchoRequest())).text == before:
                 pass
 
@@ -188,7 +187,7 @@ def issuer(certificate: str) -> Any:
 
 def workload(folder: Path) -> Workload:
     """The workload that the folder is named for, with the certificates in it."""
-    return Workload(folder.name, Certificates(folder), drain=0)
+    return Workload(folder.name, Certificates(folder), drain_seconds=0)
 
 
 @asynccontextmanager
@@ -203,6 +202,6 @@ async def friendly(folder: Path, **methods: Any) -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with within(ROTATION_LIMIT, "what the test waits for"):
+    async with within(ROTATION_LIMIT_SECONDS, "what the test waits for"):
         while not condition():  # noqa: ASYNC110 # see below
             await asyncio.sleep(0.01)  # nothing tells that something was logged

@@ -9,19 +9,19 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
-from grpcmesh import Server, StartError, Workload, refusal_of
+from grpcmesh import INVALID_REQUEST, Server, StartError, Workload, error_info_of
 from grpcmesh_tests.echo import (
     SERVICE,
     EchoRequest,
     EchoResponse,
     Waiting,
-    answer,
     echo_server,
     every_method,
     listening,
     meshed,
     plain,
     refused,
+    respond,
 )
 
 from tests.ports import free_port
@@ -44,7 +44,7 @@ async def test_a_bad_address_is_one_line(address: str) -> None:
 async def test_a_taken_port_is_refused() -> None:
     """A second server on a port is refused, the first goes on, and the second may take the port once it is free."""
     second = echo_server()
-    async with listening(echo_server(**every_method(answer))) as address, plain(address) as stub:
+    async with listening(echo_server(**every_method(respond))) as address, plain(address) as stub:
         with pytest.raises(StartError, match=f"cannot listen on '{address}'"):
             second.listen(address)
         assert await stub.Say(EchoRequest()) == EchoResponse()
@@ -82,7 +82,7 @@ async def test_nobody_at_the_address_is_no_refusal() -> None:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         async with meshed(f"127.0.0.1:{nobody.getsockname()[1]}") as stub:
             error = await refused(stub.Say(EchoRequest()))
-    assert (error.code(), refusal_of(error)) == (grpc.StatusCode.UNAVAILABLE, None)
+    assert (error.code(), error_info_of(error)) == (grpc.StatusCode.UNAVAILABLE, None)
 
 
 async def test_bytes_that_are_no_message_are_an_invalid_request() -> None:
@@ -94,9 +94,9 @@ async def test_bytes_that_are_no_message_are_an_invalid_request() -> None:
         for method in (say, repeat):
             error = await refused(method(b"\xff\xff\xff"))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-            refusal = refusal_of(error)
-            assert refusal is not None
-            assert (refusal.reason, refusal.domain) == ("INVALID_REQUEST", "mesh")
+            info = error_info_of(error)
+            assert info is not None
+            assert info.reason == INVALID_REQUEST
     assert not waiting.begun.is_set()
 
 

@@ -18,12 +18,12 @@ from grpcmesh_tests.echo import (
     EchoStub,
     ErrorReason,
     Waiting,
-    answer,
     every_method,
     listening,
     meshed,
     plain,
     refused,
+    respond,
     result,
     server_of,
     soon,
@@ -46,7 +46,7 @@ class Traced:
     def __init__(self, name: str) -> None:
         self.exporter = InMemorySpanExporter()
         self.tracing = Tracing(name, SimpleSpanProcessor(self.exporter))
-        self.workload = Workload(name, tracing=self.tracing, drain=0)
+        self.workload = Workload(name, tracing=self.tracing, drain_seconds=0)
 
     @property
     def spans(self) -> list[ReadableSpan]:
@@ -62,14 +62,14 @@ class Traced:
 
 
 class Both:
-    """A caller and a server; `reach` serves methods and answers a stub that reaches them."""
+    """A caller and a server; `reach` serves methods and gives a stub that reaches them."""
 
     def __init__(self, place: str, stack: AsyncExitStack) -> None:
         self.caller, self.server = Traced("caller"), Traced("echo")
         self._place, self._stack = place, stack
 
-    async def reach(self, refusals: Any = None, **methods: Any) -> EchoStub:
-        server = server_of(self.server.workload, refusals, **methods)
+    async def reach(self, errors: Any = None, **methods: Any) -> EchoStub:
+        server = server_of(self.server.workload, errors, **methods)
         if self._place == "in process":
             return EchoStub(await self._stack.enter_async_context(server.channel(self.caller.workload)))
         address = await self._stack.enter_async_context(listening(server))
@@ -89,7 +89,7 @@ async def both(request: pytest.FixtureRequest) -> AsyncIterator[Both]:
 @unary_and_stream
 async def test_a_call_is_one_trace(both: Both, method: str) -> None:
     """Client and server have a span each, of one trace, the server's below the client's, with rpc.* attributes."""
-    stub = await both.reach(**every_method(answer))
+    stub = await both.reach(**every_method(respond))
     call = getattr(stub, method)(EchoRequest())
     await result(call)
     client, server = await both.spans()
@@ -214,7 +214,7 @@ async def test_a_retry_is_seen() -> None:
 async def test_a_trace_of_others_is_continued(method: str) -> None:
     """A caller without the mesh that sends a traceparent finds the server's span in its trace."""
     echo = Traced("echo")
-    async with listening(server_of(echo.workload, **every_method(answer))) as address, plain(address) as stub:
+    async with listening(server_of(echo.workload, **every_method(respond))) as address, plain(address) as stub:
         call = getattr(stub, method)(EchoRequest(), metadata=(("traceparent", SAMPLED),))
         await result(call)
         assert await trace_of(call) == TRACE
@@ -227,7 +227,7 @@ async def test_a_trace_of_others_is_continued(method: str) -> None:
 async def test_a_trace_that_is_none_is_not_continued(traceparent: str) -> None:
     """Where a caller sends no trace, or nonsense, one begins here."""
     echo = Traced("echo")
-    async with listening(server_of(echo.workload, **every_method(answer))) as address, plain(address) as stub:
+    async with listening(server_of(echo.workload, **every_method(respond))) as address, plain(address) as stub:
         await stub.Say(EchoRequest(), metadata=(("traceparent", traceparent),))
     assert (await echo.span()).parent is None
 
@@ -242,7 +242,7 @@ class Chain:
 
     async def note(self, request: Any, context: Any) -> Any:
         self.told.append(dict(context.invocation_metadata()).get("traceparent", ""))
-        return await answer(request, context)
+        return await respond(request, context)
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["at once", "in a task"])
@@ -286,7 +286,7 @@ async def test_what_is_not_sampled_costs_no_span_and_stays_so() -> None:
 
 async def test_work_goes_on_with_a_stored_trace(both: Both) -> None:
     """Work done later is a span in the trace that was stored with it, and so are the calls that it makes."""
-    stub = await both.reach(**every_method(answer))
+    stub = await both.reach(**every_method(respond))
     with both.caller.tracing.span("bake", SAMPLED, {"state": "HOT", "attempt": 2}):
         assert both.caller.tracing.current().split("-")[1] == TRACE
         await stub.Say(EchoRequest())
@@ -336,11 +336,14 @@ async def test_where_nobody_asks_nothing_is_paid(place: str) -> None:
     async def note(request: Any, context: Any) -> Any:
         told.append([key for key, _ in context.invocation_metadata() if key != "user-agent"])
         told.append(tracing.current())
-        return await answer(request, context)
+        return await respond(request, context)
 
     async with AsyncExitStack() as stack:
         both = Both(place, stack)
-        both.caller.workload, both.server.workload = Workload("caller"), Workload("echo", tracing=tracing, drain=0)
+        both.caller.workload, both.server.workload = (
+            Workload("caller"),
+            Workload("echo", tracing=tracing, drain_seconds=0),
+        )
         call = (await both.reach(**every_method(note))).Say(EchoRequest())
         await call
         assert await trace_of(call) is None

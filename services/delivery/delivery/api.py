@@ -27,7 +27,7 @@ from delivery.store import Store
 
 _log = structlog.get_logger("delivery")
 
-REFUSALS = {
+ERRORS = {
     DeliveryNotFound: reason(pb.ErrorReason, pb.ERROR_REASON_DELIVERY_NOT_FOUND),
     DeliveryIdTaken: reason(pb.ErrorReason, pb.ERROR_REASON_DELIVERY_ID_TAKEN),
     NotCancellable: reason(pb.ErrorReason, pb.ERROR_REASON_NOT_CANCELLABLE),

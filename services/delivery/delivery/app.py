@@ -10,7 +10,7 @@ from pizza.delivery.v1.delivery_service_pb2_grpc import add_DeliveryServiceServi
 from txstore import keep_compacted
 
 from delivery import fulfilment
-from delivery.api import REFUSALS, DeliveryApi
+from delivery.api import ERRORS, DeliveryApi
 from delivery.config import Settings, load_fleet
 from delivery.store import open_store
 
@@ -27,7 +27,7 @@ async def delivery_app(
     fleet = load_fleet(settings)
     async with open_store(settings.database_url) as store:
         server = Server(workload, check=store.ping)
-        server.add(add_DeliveryServiceServicer_to_server, DeliveryApi(fleet, store, clock, workload.tracing), REFUSALS)
+        server.add(add_DeliveryServiceServicer_to_server, DeliveryApi(fleet, store, clock, workload.tracing), ERRORS)
         workload.metrics.gauge(
             "pizza.delivery.waiting", "queue", "Deliveries that wait", lambda: {"courier": store.waiting()}
         )

@@ -17,7 +17,7 @@ TRIP = timedelta(seconds=600)
 FLEET = Fleet(couriers=2, trip_seconds=600)
 HOME = Address("1 Main St", "Springfield", "")
 ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-SHORTLY = 0.3  # seconds, in which a feed would tell what it has to tell
+SHORTLY_SECONDS = 0.3  # in which a feed would tell what it has to tell
 
 
 @pytest.fixture
@@ -32,6 +32,14 @@ async def schedule(store: Store) -> str:
 
 async def states(store: Store, *delivery_ids: str) -> list[str]:
     return [(await store.get(delivery_id)).state for delivery_id in delivery_ids]
+
+
+async def test_a_delivery_s_time_never_goes_back(store: Store) -> None:
+    """A round whose clock was read before a delivery came has it picked up no earlier than it came."""
+    delivery_id = await schedule(store)
+    await store.drive(FLEET, NOW - timedelta(seconds=1))
+    delivery = await store.get(delivery_id)
+    assert (delivery.state, delivery.update_time) == (DeliveryState.IN_TRANSIT, NOW)
 
 
 async def test_a_delivery_waits_for_a_free_courier(store: Store) -> None:
@@ -130,7 +138,7 @@ async def test_a_reader_skips_no_change_that_commits_late(store: Store, database
         async with aclosing(store.follow(0)) as feed:
             assert (await anext(feed)).value.delivery_id == first
             change = asyncio.ensure_future(anext(feed))
-            await asyncio.wait({change}, timeout=SHORTLY)
+            await asyncio.wait({change}, timeout=SHORTLY_SECONDS)
             assert not change.done()
             third = await schedule(store)
             getattr(connection, end)()

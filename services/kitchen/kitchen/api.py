@@ -29,7 +29,7 @@ from kitchen.store import Store
 
 _log = structlog.get_logger("kitchen")
 
-REFUSALS = {
+ERRORS = {
     TicketNotFound: reason(pb.ErrorReason, pb.ERROR_REASON_TICKET_NOT_FOUND),
     NoRecipe: reason(pb.ErrorReason, pb.ERROR_REASON_NO_RECIPE),
     TicketIdTaken: reason(pb.ErrorReason, pb.ERROR_REASON_TICKET_ID_TAKEN),

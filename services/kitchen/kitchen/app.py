@@ -10,7 +10,7 @@ from pizza.kitchen.v1.kitchen_service_pb2_grpc import add_KitchenServiceServicer
 from txstore import keep_compacted
 
 from kitchen import fulfilment
-from kitchen.api import REFUSALS, KitchenApi
+from kitchen.api import ERRORS, KitchenApi
 from kitchen.config import Settings, load_kitchen
 from kitchen.domain import Kitchen
 from kitchen.store import Store, open_store
@@ -29,7 +29,7 @@ async def kitchen_app(
     async with open_store(settings.database_url) as store:
         await _check_stations(kitchen, store)
         server = Server(workload, check=store.ping)
-        server.add(add_KitchenServiceServicer_to_server, KitchenApi(kitchen, store, clock, workload.tracing), REFUSALS)
+        server.add(add_KitchenServiceServicer_to_server, KitchenApi(kitchen, store, clock, workload.tracing), ERRORS)
         workload.metrics.gauge("pizza.kitchen.waiting", "station", "Portions that wait for a station", store.waiting)
         if settings.listen is not None:
             server.listen(settings.listen, health=settings.health_listen)

@@ -90,8 +90,13 @@ class Ticket:
         return cancelled
 
     def _moved(self, state: TicketState, now: datetime) -> "Ticket":
-        """The ticket in another state, or unchanged where MOVES does not lead there."""
-        return replace(self, state=state, update_time=now) if state in MOVES[self.state] else self
+        """The ticket in another state, or unchanged where MOVES does not lead there.
+
+        Its time never goes back, also where a clock was read before the ticket was stored, or another replica's lags.
+        """
+        if state not in MOVES[self.state]:
+            return self
+        return replace(self, state=state, update_time=max(now, self.update_time))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ KITCHEN = Kitchen(
     },
 )
 ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-SHORTLY = 0.3  # seconds, in which a feed would tell what it has to tell
+SHORTLY_SECONDS = 0.3  # in which a feed would tell what it has to tell
 
 
 @pytest.fixture
@@ -58,6 +58,14 @@ async def test_two_ovens_bake_two_at_a_time(store: Store, database_url: str) -> 
     assert (await store.cook(KITCHEN, done)).next_done is None
     ticket = await store.get(ticket_id)
     assert (ticket.state, ticket.update_time) == (TicketState.READY, NOW + timedelta(seconds=60 + 3 * 300))
+
+
+async def test_a_ticket_s_time_never_goes_back(store: Store) -> None:
+    """A round whose clock was read before a ticket came begins it no earlier than it came."""
+    ticket_id = await submit(store, salad=1)
+    await store.cook(KITCHEN, NOW - timedelta(seconds=1))
+    ticket = await store.get(ticket_id)
+    assert (ticket.state, ticket.update_time) == (TicketState.COOKING, NOW)
 
 
 async def test_first_come_first_served(store: Store) -> None:
@@ -177,7 +185,7 @@ async def test_a_reader_skips_no_change_that_commits_late(store: Store, database
         async with aclosing(store.follow(0)) as feed:
             assert (await anext(feed)).value.ticket_id == first
             change = asyncio.ensure_future(anext(feed))
-            await asyncio.wait({change}, timeout=SHORTLY)
+            await asyncio.wait({change}, timeout=SHORTLY_SECONDS)
             assert not change.done()
             third = await submit(store, salad=1)
             getattr(connection, end)()

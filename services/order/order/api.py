@@ -29,7 +29,7 @@ from order.domain import (
 )
 from order.store import Store
 
-REFUSALS = {
+ERRORS = {
     OrderNotFound: reason(pb.ErrorReason, pb.ERROR_REASON_ORDER_NOT_FOUND),
     UnknownSku: reason(pb.ErrorReason, pb.ERROR_REASON_UNKNOWN_SKU),
     OrderIdTaken: reason(pb.ErrorReason, pb.ERROR_REASON_ORDER_ID_TAKEN),

@@ -11,7 +11,7 @@ import grpc
 from grpcmesh import Server, Workload
 from pizza.order.v1.order_service_pb2_grpc import add_OrderServiceServicer_to_server
 
-from order.api import REFUSALS, OrderApi
+from order.api import ERRORS, OrderApi
 from order.clients import Delivery, Kitchen
 from order.config import Settings, load_menu
 from order.fulfilment import Fulfilment, Patience
@@ -35,7 +35,7 @@ async def order_app(
     async with open_store(settings.database_url, replica=str(uuid4())) as store:
         server = Server(workload, check=store.ping)
         api = OrderApi(menu, store, clock, workload.tracing, settings.hold)
-        server.add(add_OrderServiceServicer_to_server, api, REFUSALS)
+        server.add(add_OrderServiceServicer_to_server, api, ERRORS)
         workload.metrics.gauge("pizza.order.live", "state", "Orders that have not ended", store.live)
         server.listen(settings.listen, health=settings.health_listen, plaintext=not settings.tls)
         patience = Patience(settings.check_after, settings.give_up_after)

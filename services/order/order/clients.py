@@ -8,7 +8,7 @@ from typing import Generic, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from grpcmesh import INVALID_REQUEST, Reason, reason, refusal_of
+from grpcmesh import INVALID_REQUEST, Reason, error_info_of, reason
 from pizza.delivery.v1 import delivery_service_pb2 as delivery_pb
 from pizza.delivery.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from pizza.kitchen.v1 import kitchen_service_pb2 as kitchen_pb
@@ -170,15 +170,13 @@ _MEANINGS: dict[Reason, type[Exception]] = {
     _DELIVERY(delivery_pb.ERROR_REASON_DELIVERY_ID_TAKEN): Rejected,
     INVALID_REQUEST: Rejected,
 }
-_BY_KEY = {(known.domain, known.name): meaning for known, meaning in _MEANINGS.items()}  # the key of AIP-193
 _FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 
 
 def _raise(error: grpc.aio.AioRpcError) -> NoReturn:
-    refusal = refusal_of(error)
-    meaning = refusal and _BY_KEY.get((refusal.domain, refusal.reason))
-    if refusal and meaning:
-        raise meaning(refusal.message) from error
+    info = error_info_of(error)
+    if info is not None and info.reason in _MEANINGS:
+        raise _MEANINGS[info.reason](info.message) from error
     if error.code() in _FAULTS:
         raise Faulty(f"{error.code().name}: {error.details()}") from error
     raise Unreachable(f"{error.code().name}: {error.details()}") from error

@@ -354,7 +354,10 @@ class Order:
         return self._on(event, now, event)
 
     def _on(self, event: Event, now: datetime, failure: str = "") -> "Order":
-        """The order after an event, with its new state's first step; `failure` is kept where that state is FAILED."""
+        """The order after an event, with its new state's first step; `failure` is kept where that state is FAILED.
+
+        Its time never goes back, also where the clock of one replica lags behind another's.
+        """
         state = MOVES.get((self.state, event))
         if state is None:
             return self
@@ -366,7 +369,7 @@ class Order:
         return replace(
             self,
             state=state,
-            update_time=now,
+            update_time=max(now, self.update_time),
             failure=str(failure) if state is OrderState.FAILED else "",
             step=step,
             due=now if step else None,

@@ -324,10 +324,16 @@ class Fulfilment:
         """Stores a move, and when to ask for news if none come; None where there is no such order."""
         now = self._clock()
         check_at = now + self._patience.check_after
-        order = await self._store.update(
-            order_id, lambda order: move(order, now).check_later(check_at), feed=feed, token=token
-        )
-        if order is not None and order.state is OrderState.FAILED and order.update_time == now:
+        fails = False
+
+        def moved(before: Order) -> Order:
+            nonlocal fails
+            after = move(before, now).check_later(check_at)
+            fails = after.state is OrderState.FAILED and before.state is not OrderState.FAILED
+            return after
+
+        order = await self._store.update(order_id, moved, feed=feed, token=token)
+        if order is not None and fails:
             self._failed.add(1)
         return order
 

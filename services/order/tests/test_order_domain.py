@@ -128,6 +128,13 @@ def test_an_order_that_has_ended_asks_nothing() -> None:
     assert placed().cancel(NOW).check_later(LATER).step is None
 
 
+def test_an_order_s_time_never_goes_back() -> None:
+    """A fact that a lagging clock has the time of moves the order, and leaves its time as it was."""
+    order = placed().preparation_reported(Preparation.COOKING, LATER)
+    ready = order.preparation_reported(Preparation.READY, NOW)
+    assert (ready.state, ready.update_time) == (OrderState.READY, LATER)
+
+
 FACTS = st.one_of(
     st.sampled_from(Preparation).map(lambda preparation: lambda order: order.preparation_reported(preparation, LATER)),
     st.sampled_from(Transport).map(lambda transport: lambda order: order.transport_reported(transport, LATER)),

@@ -61,8 +61,8 @@ async def test_a_move_that_fails_fails_alone(store: Store) -> None:
         raise ValueError("no")
 
     moves = [store.update(order.order_id, lambda order: order.cancel(LATER)) for order in placed[:4]]
-    answers = await asyncio.gather(*moves, store.update(placed[4].order_id, refuse), return_exceptions=True)
-    assert isinstance(answers[4], ValueError)
+    responses = await asyncio.gather(*moves, store.update(placed[4].order_id, refuse), return_exceptions=True)
+    assert isinstance(responses[4], ValueError)
     states = [(await store.get(order.order_id)).state for order in placed]
     assert states == [OrderState.CANCELLED] * 4 + [OrderState.PLACED]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpcmesh import Refusal, StartError, Workload, refusal_of
+from grpcmesh import StartError, Workload, error_info_of
 from grpcmesh_tests.echo import (
     NOT_SERVING,
     SERVING,
@@ -21,11 +21,12 @@ from grpcmesh_tests.echo import (
     plain,
     refused,
     soon,
+    told,
     unary_and_stream,
     watching,
 )
 
-DRAINING = Refusal("DRAINING", "mesh", "the server is about to stop; resume on another")
+DRAINING = told("DRAINING", "the server is about to stop; resume on another")
 
 
 async def test_a_stop_loses_no_call() -> None:
@@ -37,7 +38,7 @@ async def test_a_stop_loses_no_call() -> None:
             await finish.wait()
         return EchoResponse(text=request.text)
 
-    server = echo_server(drain=1, grace=2, **every_method(waiting) | {"Say": say})
+    server = echo_server(drain_seconds=1, grace_seconds=2, **every_method(waiting) | {"Say": say})
     # A channel of the mesh heeds the health and sends new calls to another replica, of which there is none here.
     async with listening(server) as address, plain(address) as stub:
         slow = asyncio.ensure_future(stub.Say(EchoRequest(text="slow")))
@@ -50,7 +51,7 @@ async def test_a_stop_loses_no_call() -> None:
         assert (await stub.Say(EchoRequest(text="new"))).text == "new"
         assert not stream.done()
         error = await soon(refused(stream))
-        assert (error.code(), refusal_of(error)) == (grpc.StatusCode.UNAVAILABLE, DRAINING)
+        assert (error.code(), error_info_of(error)) == (grpc.StatusCode.UNAVAILABLE, DRAINING)
         assert not stopping.done()
         finish.set()
         assert (await soon(slow)).text == "slow"
@@ -61,7 +62,7 @@ async def test_a_stop_loses_no_call() -> None:
 async def test_a_stream_that_waits_for_its_reader_is_drained_too(reach: str) -> None:
     """A reader that has fallen behind is sent elsewhere as well, once it reads on."""
     endless = Endless()
-    server = echo_server(grace=2, Repeat=endless.repeat)
+    server = echo_server(grace_seconds=2, Repeat=endless.repeat)
     async with listening(server) as address, meshed(address) as wire, server.channel(Workload("caller")) as channel:
         stream = (wire if reach == "wire" else EchoStub(channel)).Repeat(EchoRequest())
         await anext(aiter(stream))
@@ -69,14 +70,14 @@ async def test_a_stream_that_waits_for_its_reader_is_drained_too(reach: str) -> 
         stopping = asyncio.create_task(server.stop())
         await soon(endless.stopped.wait())
         error = await soon(refused(stream))
-        assert (error.code(), refusal_of(error)) == (grpc.StatusCode.UNAVAILABLE, DRAINING)
+        assert (error.code(), error_info_of(error)) == (grpc.StatusCode.UNAVAILABLE, DRAINING)
         await soon(stopping)
 
 
 async def test_the_grace_ends() -> None:
     """A call that outlasts the grace is cancelled, and does not hold up the stop."""
     waiting = Waiting()
-    server = echo_server(grace=0.1, **every_method(waiting))
+    server = echo_server(grace_seconds=0.1, **every_method(waiting))
     async with listening(server) as address, meshed(address) as stub:
         call = asyncio.create_task(refused(stub.Say(EchoRequest())))
         await soon(waiting.begun.wait())
@@ -87,7 +88,7 @@ async def test_the_grace_ends() -> None:
 
 async def test_watchers_of_health_do_not_hold_up_a_stop() -> None:
     """A health watch, which never ends by itself, is no call that a stop waits for."""
-    server = echo_server(grace=10)
+    server = echo_server(grace_seconds=10)
     async with listening(server) as address, watching(address) as status:
         assert await status() == SERVING
         await soon(server.stop())
@@ -96,9 +97,9 @@ async def test_watchers_of_health_do_not_hold_up_a_stop() -> None:
 async def test_the_environment_says_how_long_a_drain_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     """MESH_DRAIN is the drain in seconds, half a second where it is not set; what is no number is told in one line."""
     monkeypatch.setenv("MESH_DRAIN", "7.5")
-    assert Workload.from_environment("echo").drain == 7.5
+    assert Workload.from_environment("echo").drain_seconds == 7.5
     monkeypatch.delenv("MESH_DRAIN")
-    assert Workload.from_environment("echo").drain == 0.5
+    assert Workload.from_environment("echo").drain_seconds == 0.5
     monkeypatch.setenv("MESH_DRAIN", "a while")
     with pytest.raises(StartError, match=r"^MESH_DRAIN is a number of seconds, not 'a while'$"):
         Workload.from_environment("echo")

@@ -13,9 +13,9 @@ from grpcmesh_tests.echo import (
     Endless,
     Serve,
     Waiting,
-    answer,
     every_method,
     refused,
+    respond,
     result,
     soon,
     unary_and_stream,
@@ -223,7 +223,7 @@ async def test_a_cancelled_call_is_cancelled_at_both_ends(serve: Serve, method: 
 @unary_and_stream
 async def test_a_call_can_be_cancelled_before_it_begins(serve: Serve, method: str) -> None:
     """A call that is cancelled as soon as it is made ends as any cancelled call."""
-    stub = await serve(**every_method(answer))
+    stub = await serve(**every_method(respond))
     call = getattr(stub, method)(EchoRequest())
     assert call.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -31,7 +31,7 @@ from grpcmesh_tests.echo import (
     within,
 )
 
-LIMIT = 15.0  # seconds: half of what gRPC waits by itself where it is told nothing
+LIMIT_SECONDS = 15.0  # half of what gRPC waits by itself where it is told nothing
 FASTER = 100
 
 
@@ -54,7 +54,7 @@ async def both(first: Server, second: Server) -> AsyncIterator[EchoStub]:
 async def until_calls(stub: EchoStub, outcome: str, *, in_a_row: int = 1) -> None:
     """Calls until so many calls in a row have had this outcome: a replica's name, or that of an error's code."""
     seen = 0
-    async with within(LIMIT, f"{outcome!r}, {in_a_row} times in a row"):
+    async with within(LIMIT_SECONDS, f"{outcome!r}, {in_a_row} times in a row"):
         while seen < in_a_row:
             try:
                 said = (await stub.Say(EchoRequest())).text
@@ -218,7 +218,7 @@ async def test_a_server_that_went_away_is_tried_again_soon() -> None:
         port = server.sockets[0].getsockname()[1]
         async with server, meshed(f"127.0.0.1:{port}") as stub:
             stub.channel.get_state(try_to_connect=True)
-            async with within(LIMIT, f"{TRIES} attempts to connect"):
+            async with within(LIMIT_SECONDS, f"{TRIES} attempts to connect"):
                 await nobody.tried_enough.wait()
             nobody.close()
         return [later - earlier for earlier, later in itertools.pairwise(nobody.tried)]

@@ -1,7 +1,7 @@
 """What `buf breaking` does not see: changes of a contract's policy and rules that break its callers.
 
-`python3 -m grpcmesh.breaking BASE HEAD`, two file descriptor sets (`buf build --as-file-descriptor-set`), prints a line
-for each break with its old and new value, and exits with 1 where there is one.
+`python3 -m grpcmesh.build.breaking BASE HEAD`, two file descriptor sets (`buf build --as-file-descriptor-set`), prints
+a line for each break with its old and new value, and exits with 1 where there is one.
 """
 
 import sys
@@ -25,8 +25,8 @@ _UPPER_BOUNDS = ("max_", "lt", "lte")
 _ALLOWED = ("in",)
 
 
-class Contract:
-    """A revision of the contract, from its file descriptor set."""
+class Revision:
+    """The contract as it is in one revision, from its file descriptor set."""
 
     def __init__(self, files: FileDescriptorSet) -> None:
         pool = descriptor_pool.DescriptorPool()
@@ -49,8 +49,8 @@ class Contract:
         }
 
 
-def breaks(base: Contract, head: Contract) -> Iterator[str]:
-    """Each change from `base` to `head` that breaks a caller, in a line."""
+def breaks(base: Revision, head: Revision) -> Iterator[str]:
+    """Yields each change from `base` to `head` that breaks a caller, in a line."""
     for name, before in base.methods.items():
         if name in head.methods:
             yield from _method_breaks(name, before, head.methods[name])
@@ -73,8 +73,8 @@ def _method_breaks(name: str, before: Any, after: Any) -> Iterator[str]:
     if ANYONE not in new.callers:
         for caller in sorted(old.callers - new.callers):
             yield f"{name}: caller {caller!r} was taken away: {_names(old.callers)} became {_names(new.callers)}"
-    if new.timeout < old.timeout:
-        yield f"{name}: timeout was shortened: {old.timeout:g} s became {new.timeout:g} s"
+    if new.timeout_seconds < old.timeout_seconds:
+        yield f"{name}: timeout was shortened: {old.timeout_seconds:g} s became {new.timeout_seconds:g} s"
     levels = [method.GetOptions().idempotency_level for method in (before, after)]
     # NO_SIDE_EFFECTS promises all that IDEMPOTENT does, and more.
     strength = [(0, 2, 1)[level] for level in levels]
@@ -147,7 +147,8 @@ def _code(code: int) -> str:
 
 
 def main() -> int:
-    base, head = (Contract(FileDescriptorSet.FromString(Path(name).read_bytes())) for name in sys.argv[1:])
+    """Prints what breaks, and returns the exit status."""
+    base, head = (Revision(FileDescriptorSet.FromString(Path(name).read_bytes())) for name in sys.argv[1:])
     found = list(breaks(base, head))
     print(*found, sep="\n", end="\n" if found else "")
     return 1 if found else 0
