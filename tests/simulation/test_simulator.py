@@ -28,7 +28,7 @@ def test_fulfilment_keeps_its_promises(store: str, schedules: int) -> None:
 def test_a_planted_bug_is_found_and_its_seed_replays(store: str) -> None:
     """A token stored outside its effect's transaction is found within 100 schedules, and its seed finds it again."""
     with databases(store, planted=True) as planted:
-        failure = next(failures(range(100), planted))
+        failure = next(failures(range(20, 120), planted))  # the real store has nothing to tell before 26
         replay = run(failure.seed, planted, tells=True)
         assert replay.wrong == failure.wrong
         assert replay == run(failure.seed, planted, tells=True)
