@@ -6,7 +6,7 @@ OTEL_EXPORTER_OTLP_ENDPOINT is set there is no tracer, the handlers and channels
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
@@ -131,7 +131,8 @@ async def send_trace_id(context: grpc_types.Context) -> None:
     metadata = _deferred.get()
     if metadata is not None:
         _deferred.set(None)
-        await context.send_initial_metadata(metadata)
+        with suppress(grpc.aio.UsageError):  # the handler has sent its own
+            await context.send_initial_metadata(metadata)
 
 
 def log_context() -> dict[str, str]:

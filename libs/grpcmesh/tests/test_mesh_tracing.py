@@ -180,6 +180,20 @@ async def test_a_deadline_closes_both_spans(both: Both, method: str) -> None:
     assert status(server) in ((StatusCode.ERROR, 1), (StatusCode.ERROR, 4))  # who is first: gRPC, or the ceiling
 
 
+@unary_and_stream
+async def test_a_servicer_may_send_first(both: Both, method: str) -> None:
+    """A servicer that sends initial metadata of its own is traced all the same; they are what its caller has."""
+
+    async def behaviour(request: Any, context: Any) -> Any:
+        await context.send_initial_metadata((("first", "1"),))
+        return EchoResponse()
+
+    call = getattr(await both.reach(**every_method(behaviour)), method)(EchoRequest())
+    await result(call)
+    assert tuple(await call.initial_metadata()) == (("first", "1"),)
+    assert [status(span) for span in await both.spans()] == [(StatusCode.UNSET, 0)] * 2
+
+
 async def test_nobody_there_is_on_the_callers_span() -> None:
     """A call that reaches nobody leaves a closed span, UNAVAILABLE."""
     caller = Traced("caller")
