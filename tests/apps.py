@@ -34,7 +34,7 @@ steps = [{ name = "bake", station = "oven", seconds = 60 }]
 _FLEET = """couriers = 1
 trip_seconds = 60
 """
-_LIMIT_SECONDS = 10.0
+_LIMIT_SECONDS = 20.0
 
 
 @dataclass

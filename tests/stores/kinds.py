@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from inspect import iscoroutinefunction
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ import order.store
 import sqlalchemy as sa
 from kitchen.domain import Item, Step
 from order.domain import Line, MenuItem, Money
+from txstore import StoreUnavailable
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WORK = timedelta(seconds=60)
@@ -85,7 +87,7 @@ ORDER = Kind(
     lambda id_, content: MENU.order(
         id_, "ada", (Line("pizza", content),), order.domain.Address("1 Main St", "Springfield", ""), NOW
     ),
-    order.store.Store.place,
+    lambda store, order: store.place(order),
     order.domain.OrderIdTaken,
 )
 KITCHEN = Provider(
@@ -106,7 +108,7 @@ DELIVERY = Provider(
     "delivery",
     lambda url, _: delivery.store.open_store(url),
     lambda id_, content: FLEET.delivery(id_, delivery.domain.Address(f"{content} Main St", "Springfield", ""), NOW),
-    delivery.store.Store.schedule,
+    lambda store, delivery: store.schedule(delivery),
     delivery.domain.DeliveryIdTaken,
     delivery.schema.deliveries,
     lambda store, now: store.drive(FLEET, now),
@@ -118,13 +120,40 @@ PROVIDERS = (KITCHEN, DELIVERY)
 KINDS = (ORDER, *PROVIDERS)
 
 
+class Patient:
+    """A store whose callers come again when it is unavailable: a machine may be too slow for the limits it keeps."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if not iscoroutinefunction(method):
+            return method
+
+        async def call(*arguments: Any) -> Any:
+            while True:
+                with suppress(StoreUnavailable):
+                    return await method(*arguments)
+
+        return call
+
+    async def follow(self, sequence: int) -> AsyncIterator[Any]:
+        while True:
+            with suppress(StoreUnavailable):
+                async with aclosing(self._store.follow(sequence)) as feed:
+                    async for entry in feed:
+                        sequence = entry.sequence
+                        yield entry
+
+
 @asynccontextmanager
 async def two_replicas(kind: Kind, url: str) -> AsyncIterator[tuple[Store, Store]]:
     """Two stores on one database. Those on Postgres start at the same moment, on an empty one."""
     async with AsyncExitStack() as stack:
         opening = [stack.enter_async_context(kind.open(url, name)) for name in ("one", "two")]
         if url.startswith("sqlite"):  # is for one replica, and its file is not made by two
-            yield await opening[0], await opening[1]
+            yield Patient(await opening[0]), Patient(await opening[1])
         else:
             one, two = await asyncio.gather(*opening)
-            yield one, two
+            yield Patient(one), Patient(two)
