@@ -65,7 +65,7 @@ lint: $(READY)
 	@$(MAKE) --no-print-directory proto-check
 
 tests: $(READY) $(GO_PROGRAMS)
-	pytest --numprocesses 4 --dist loadfile --ignore tests/images
+	pytest --numprocesses 3 --dist loadfile --ignore tests/images
 
 SEED ?= 1
 SCHEDULES ?= 10000

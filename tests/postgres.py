@@ -33,12 +33,14 @@ MISSING = "LEFT OUT: no Postgres here (Debian: apt-get install postgresql-15), s
 
 
 class Postgres:
-    """A cluster, which syncs as a real one does, so that it may be killed."""
+    """A cluster, which may be killed: what it has written the machine keeps, whether or not it was synced."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fsync: bool) -> None:
+        """Without `fsync` it waits for no disk, which a machine that runs several of them has too little of."""
         assert PROGRAMS is not None, MISSING
         self._programs = PROGRAMS
         self.folder = folder
+        self._fsync = "on" if fsync else "off"
         self.port = free_port()
         # Postgres refuses to run as root.
         self._as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.getuid() == 0 else []
@@ -51,7 +53,8 @@ class Postgres:
 
     def start(self) -> None:
         """Starts it, and waits until it takes connections."""
-        settings = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "on"}
+        settings = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        settings |= {"fsync": self._fsync}
         command = [*self._as_user, f"{self._programs}/postgres", "-D", f"{self.folder}/data"]
         command += [f"--{name}={value}" for name, value in settings.items()]
         with (self.folder / "postgres.log").open("ab") as log:
@@ -146,10 +149,10 @@ class Databases:
 
 
 @contextmanager
-def postgres() -> Iterator[Postgres]:
+def postgres(*, fsync: bool = False) -> Iterator[Postgres]:
     """A cluster that is gone afterwards. Its folder is one that the user whom it runs as may enter."""
     with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
-        cluster = Postgres(Path(folder))
+        cluster = Postgres(Path(folder), fsync=fsync)
         try:
             yield cluster
         finally:

@@ -39,7 +39,7 @@ def main() -> int:
     )
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
-        with postgres() if arguments.store == "postgres" else nullcontext() as cluster:
+        with postgres(fsync=True) if arguments.store == "postgres" else nullcontext() as cluster:
             wrong = asyncio.run(_chaos(folder, cluster, arguments))
     except BaseException:
         print(f"seed {arguments.seed} was broken off; databases and logs are in {folder}", flush=True)

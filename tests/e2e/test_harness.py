@@ -85,7 +85,7 @@ def test_a_service_that_does_not_come_up_is_ended(
         raise ZeroDivisionError
 
     monkeypatch.setattr(tests.contract.launch, "connect", cannot_connect if fails == "connects" else connect)
-    monkeypatch.setattr(tests.contract.launch, "_LIMIT", 0.5)
+    monkeypatch.setattr(tests.contract.launch, "_LIMIT_SECONDS", 0.5)
     monkeypatch.setitem(COMMANDS, "kitchen", [sys.executable, "-c", "import time; time.sleep(60)"])
     with pytest.raises((ZeroDivisionError, AssertionError)), running("kitchen", tmp_path):
         raise NotImplementedError

@@ -11,7 +11,7 @@ from tests.ships.dockerfile import ROOT, SERVICES
 from tests.ships.recorder import Recorder
 
 DUPLICATES = "pylint services/order/order services/kitchen/kitchen services/delivery/delivery"
-TESTS = "pytest --numprocesses 4 --dist loadfile --ignore tests/images"
+TESTS = "pytest --numprocesses 3 --dist loadfile --ignore tests/images"
 CHECKS = (TESTS, "ruff check .", "ruff format --check .", "mypy", "lint-imports", DUPLICATES, "gen_is_current")
 """What `make test` must run, to the letter."""
 
