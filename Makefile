@@ -52,6 +52,7 @@ certs: $(READY) ## a development CA and a certificate for each service, in .data
 	@python3 -m grpcmesh.authority --trust-domain pizza.local .data/certificates order kitchen delivery
 
 # The tests wait more than they compute, so that lint and types go beside them, and more of them than there are cores.
+WORKERS ?= 3
 .PHONY: test lint tests
 test: $(READY) $(GO_PROGRAMS) ## everything that must hold: lint, types, architecture, gen/ current, tests
 	@$(MAKE) --no-print-directory --jobs 2 tests lint
@@ -65,7 +66,7 @@ lint: $(READY)
 	@$(MAKE) --no-print-directory proto-check
 
 tests: $(READY) $(GO_PROGRAMS)
-	pytest --numprocesses 3 --dist loadfile --ignore tests/images
+	pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/images
 
 SEED ?= 1
 SCHEDULES ?= 10000
