@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 90.0  # in which some order must be settled
 _AFTERMATH_SECONDS = 60.0  # in which some order must end, once nothing is killed any more
 _LOOK_SECONDS = 0.2
 _AWAY = ("StoreUnavailable", "StoreOverloaded", "not serving: the check fails", "cannot use the database")
-"""What services may log as a fault while their database is away."""
+"""What services may log as a fault while their database is away, or once they themselves were stopped for a while."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ async def run(
     `postgres` is where the shop stores, and a victim too; `progress` hears how many orders are settled.
     """
     begin, ledger = time.monotonic(), Ledger()
-    if postgres is not None:
-        shop.expected += _AWAY
+    shop.expected += _AWAY
     async with shop:
         victims = [*shop.processes, *([POSTGRES] if postgres else [])]
         nemesis = Nemesis(shop, postgres, ledger, plan(seed, victims, orders, kills))
